@@ -1,0 +1,51 @@
+"""The broker actor: keeps the embedded broker's child process running and tells its clients where it is.
+
+The start does not wait for the child, so that intake is ready at once; a child that ends is this actor's crash, and its restart is a new, empty
+broker under another id.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from payflow.actor import Actor, ActorRef
+from payflow.errors import BrokerUnavailable
+from payflow.messages import BrokerMoved
+from payflow.ports import BrokerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSnapshot:
+    """Address and id of the running child; None while it starts."""
+
+    bootstrap: str | None
+    broker_id: str | None
+
+
+class Broker(Actor):
+    """Handles no messages. `listeners` hear of every new child, in order."""
+
+    def __init__(self, process: BrokerProcess, *, listeners: tuple[ActorRef, ...]) -> None:
+        self._process = process
+        self._listeners = listeners
+        self._bootstrap: str | None = None
+        self._broker_id: str | None = None
+
+    async def on_start(self, stack: AsyncExitStack) -> None:
+        """Start the child in the background."""
+        stack.push_async_callback(self._process.stop)
+        self.ctx.spawn(self._keep(), name="child")
+
+    def snapshot(self) -> BrokerSnapshot:
+        """Small and cheap."""
+        return BrokerSnapshot(self._bootstrap, self._broker_id)
+
+    async def _keep(self) -> None:
+        bootstrap, broker_id = await self._process.start()
+        self._bootstrap, self._broker_id = bootstrap, broker_id
+        self.ctx.emit("broker.started", bootstrap=bootstrap, broker_id=broker_id, note="embedded, memory only, for trying and testing")
+        for listener in self._listeners:
+            await listener.send(BrokerMoved(bootstrap, broker_id))
+        status = await self._process.wait()
+        raise BrokerUnavailable(f"the embedded broker ended with status {status}")

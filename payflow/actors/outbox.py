@@ -1,0 +1,187 @@
+"""The outbox actor: sole writer of the payments database. It decides and stores in groups and answers only after COMMIT.
+
+A group is whatever waits: take everything, one transaction, repeat; no timer. Splitting after a rejected write, the probe of a full disk and the
+slices of retention live here, because they hold for any store.
+
+Invariants: no answer before the store's commit returned; a write whose outcome is unknown is said to be unknown and the file is opened anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from payflow.actor import Actor, ActorRef
+from payflow.core.outbox import Done, MarkBooked, MarkPublished, Outcome, Probe, Purge, Requeue, Submit, Unpublish, Write
+from payflow.errors import OutcomeUnknown, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
+from payflow.mailbox import Envelope
+from payflow.messages import BrokerMoved, Rewind, Tick, Wake
+from payflow.ports import Clock, OutboxStore
+
+PROBE: Final = "probe"
+PURGE: Final = "purge"
+# 200 rows a slice stay below one commit of a full group, so retention never holds the writer (spec/outbox-kafka 4.5).
+PURGE_ROWS: Final = 200
+PURGE_IDLE_S: Final = 30.0
+PURGE_BUSY_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxSettings:
+    """Retention in seconds; how often a store that refused a write is probed."""
+
+    idempotency_retention_s: float
+    published_retention_s: float
+    probe_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxSnapshot:
+    """What the debug page shows. `writable` is False from a refused write until a probe succeeded."""
+
+    writable: bool
+    groups_total: int
+    writes_total: int
+    splits_total: int
+    largest_group: int
+    last_error: str | None
+
+
+class Outbox(Actor):
+    """Handles `core.outbox.Write` messages in batches; BrokerMoved from the embedded broker; its own ticks."""
+
+    def __init__(self, store: OutboxStore, *, publisher: ActorRef | None, clock: Clock, settings: OutboxSettings) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._clock = clock
+        self._settings = settings
+        self._volatile_broker: str | None = None
+        self._writable = True
+        self._probing = False
+        self._groups = self._writes = self._splits = self._largest = 0
+        self._last_error: str | None = None
+
+    async def on_start(self, stack: AsyncExitStack) -> None:
+        """Open the file; a dependency that is not there fails the start."""
+        stack.push_async_callback(self._store.close)
+        await self._store.open()
+        self.ctx.tell_later(PURGE_IDLE_S, Tick(PURGE))
+
+    def snapshot(self) -> OutboxSnapshot:
+        """Small and cheap, no I/O."""
+        return OutboxSnapshot(self._writable, self._groups, self._writes, self._splits, self._largest, self._last_error)
+
+    async def handle_batch(self, batch: Sequence[Envelope]) -> None:
+        """One group: commit, then answer each write, then say who should know."""
+        envelopes = [envelope for envelope in batch if not isinstance(envelope.payload, (Tick, BrokerMoved))]
+        for envelope in batch:
+            if isinstance(envelope.payload, Tick):
+                await self._duty(envelope.payload)
+            elif isinstance(envelope.payload, BrokerMoved):
+                await self._broker_moved(envelope.payload)
+        if not envelopes:
+            return
+        outcomes = await self._commit_or_fail(envelopes)
+        for envelope, outcome in zip(envelopes, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self.ctx.fail(envelope, outcome)
+            else:
+                self.ctx.reply(envelope, outcome)
+        self._notify([envelope.payload for envelope in envelopes])
+
+    # ------------------------------------------------------------------ the group
+    async def _commit_or_fail(self, envelopes: Sequence[Envelope]) -> list[Outcome | Exception]:
+        writes: list[Write] = [self._current(envelope.payload) for envelope in envelopes]
+        self._groups += 1
+        self._writes += len(writes)
+        self._largest = max(self._largest, len(writes))
+        try:
+            return await self._commit(writes)
+        except StoreOutcomeUnknown as error:
+            unknown = OutcomeUnknown(retry_after_s=1.0)
+            for envelope in envelopes:
+                self.ctx.fail(envelope, unknown)
+            self._note(error)
+            raise  # a crash: the supervisor opens the file anew, and repeated it ends the process
+
+    async def _commit(self, writes: Sequence[Write]) -> list[Outcome | Exception]:
+        """One transaction; after a rejected write the group is decided again in halves, then singly, so that only the bad one fails."""
+        try:
+            outcomes = await self._store.commit(writes, at_us=self._clock.wall_us())
+        except StoreRejected as error:
+            if len(writes) == 1:
+                self.ctx.emit("outbox.write_rejected", write=type(writes[0]).__name__, error=str(error))
+                return [error]
+            self._splits += 1
+            middle = len(writes) // 2
+            return await self._commit(writes[:middle]) + await self._commit(writes[middle:])
+        except StoreUnavailable as error:
+            self._becomes_unwritable(error)
+            return [error] * len(writes)
+        except StoreBusy as error:
+            self._note(error)
+            return [error] * len(writes)
+        if not self._writable:
+            self._writable = True
+            self.ctx.emit("outbox.writable")
+        return list(outcomes)
+
+    def _current(self, write: Write) -> Write:
+        """A mark for a memory-only broker that is gone marks nothing: its rows were put back to pending."""
+        if isinstance(write, MarkPublished) and self._volatile_broker not in {None, write.broker_id}:
+            return MarkPublished((), write.broker_id, write.at_us)
+        return write
+
+    def _notify(self, writes: Sequence[Write]) -> None:
+        if self._publisher is None:
+            return
+        if any(isinstance(write, (Requeue, Unpublish)) for write in writes):
+            self._publisher.tell(Rewind())
+        elif any(isinstance(write, (Submit, MarkBooked)) for write in writes):
+            self._publisher.tell(Wake())
+
+    # ------------------------------------------------------------------ broker and duties
+    async def _broker_moved(self, moved: BrokerMoved) -> None:
+        self._volatile_broker = moved.broker_id
+        outcome = (await self._commit([Unpublish(moved.broker_id)]))[0]
+        if isinstance(outcome, Exception):
+            self.ctx.tell_later(self._settings.probe_interval_s, moved)
+            return
+        if isinstance(outcome, Done) and outcome.rows:
+            self.ctx.emit("outbox.unpublished", rows=outcome.rows, broker_id=moved.broker_id)
+        if self._publisher is not None:
+            self._publisher.tell(moved)
+
+    async def _duty(self, tick: Tick) -> None:
+        if tick.duty == PROBE:
+            self._probing = False
+            outcome = (await self._commit([Probe()]))[0]
+            if isinstance(outcome, Exception):
+                self._probe_later()
+        elif tick.duty == PURGE:
+            now_us = self._clock.wall_us()
+            purge = Purge(
+                keys_before_us=now_us - round(self._settings.idempotency_retention_s * 1e6),
+                published_before_us=now_us - round(self._settings.published_retention_s * 1e6),
+                limit=PURGE_ROWS,
+            )
+            outcome = (await self._commit([purge]))[0]
+            more = isinstance(outcome, Done) and outcome.rows >= PURGE_ROWS
+            self.ctx.tell_later(PURGE_BUSY_S if more else PURGE_IDLE_S, Tick(PURGE))
+
+    def _becomes_unwritable(self, error: StoreUnavailable) -> None:
+        if self._writable:
+            self._writable = False
+            self.ctx.emit("outbox.unwritable", error=str(error))
+        self._note(error)
+        self._probe_later()
+
+    def _probe_later(self) -> None:
+        if not self._probing:
+            self._probing = True
+            self.ctx.tell_later(self._settings.probe_interval_s, Tick(PROBE))
+
+    def _note(self, error: Exception) -> None:
+        self._last_error = f"{type(error).__name__}: {error}"

@@ -1,0 +1,403 @@
+"""The publisher: moves outbox rows to Kafka behind the breaker, in sequence per payment.
+
+No handler waits for the broker. A group is an owned task; what became of it is settled in one place (`_settle`) without an await, and the next cycle
+is asked for by a coalesced message. A refusal by the breaker is not an attempt: nothing is sent, nothing is counted, rows stay.
+
+Outcome unknown (our own delivery deadline passed, or the producer broke): the rows stay pending and the producer is discarded before any of its keys
+is sent again; a copy that still lands is dropped by its event id in the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from payflow.actor import Actor, ActorRef
+from payflow.core.backoff import Backoff
+from payflow.core.breaker import Outcome, OutcomeKind, Permit
+from payflow.core.lanes import Lane, Window
+from payflow.core.outbox import MarkPublished, Park, PendingRow, PublishedRow
+from payflow.core.routing import partition_for
+from payflow.errors import ActorError, BrokerUnavailable, LaneUnavailable, PayflowError, ProducerBroken, RecordRejected
+from payflow.guard import Guard
+from payflow.messages import BrokerMoved, Poll, Reconnect, Rewind, Tick, Wake
+from payflow.ports import Clock, EventLog, LogInfo, LogRecord, OutboxReader
+
+CYCLE: Final = "cycle"
+MARKS: Final = "marks"
+MARK_TIMEOUT_S: Final = 5.0
+DISCARD_TIMEOUT_S: Final = 2.0
+GROUP_ROWS: Final = 500
+# An operator's mistake (topic, rights) is looked at again this often: soon enough after the repair, rare enough for the log.
+LANE_RETRY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublisherSettings:
+    """Times in seconds. `unbooked_limit_bytes` bounds what a memory-only broker may hold unbooked a partition; None on a real cluster."""
+
+    topic: str
+    pace_s: float = 0.025
+    poll_s: float = 1.0
+    delivery_timeout_s: float = 15.0
+    page_rows: int = 1000
+    window_rows: int = 4000
+    window_bytes: int = 4 << 20
+    unbooked_limit_bytes: int | None = None
+    backoff: Backoff = Backoff(initial_s=0.25, factor=2.0, cap_s=10.0)
+
+
+@dataclass(slots=True)
+class PublisherCounters:
+    """Monotonic counts, read by metrics; they outlive the actor's instances."""
+
+    published_total: int = 0
+    unknown_total: int = 0
+    rebuilt_total: int = 0
+    poll_found_total: int = 0
+    parked_total: int = 0
+    partial_total: int = 0
+    observe: Callable[[str, float], None] = lambda outcome, duration_s: None
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherSnapshot:
+    """What the debug page shows."""
+
+    connected: bool
+    log_id: str | None
+    window_rows: int
+    cursor: int
+    in_flight: int
+    marks_waiting: int
+    lanes_held: int
+    last_error: str | None
+
+
+class Publisher(Actor):
+    """Handles Wake, Poll, Rewind, BrokerMoved, Reconnect and its own ticks."""
+
+    def __init__(
+        self,
+        *,
+        reader: OutboxReader,
+        outbox: ActorRef,
+        guard: Guard,
+        open_log: Callable[[str], EventLog],
+        bootstrap: str | None,
+        clock: Clock,
+        draw: Callable[[], float],
+        settings: PublisherSettings,
+        counters: PublisherCounters,
+    ) -> None:
+        self._reader = reader
+        self._outbox = outbox
+        self._guard = guard
+        self._open_log = open_log
+        self._bootstrap = bootstrap
+        self._clock = clock
+        self._draw = draw
+        self._settings = settings
+        self._counters = counters
+        self._window = Window(max_rows=settings.window_rows, max_bytes=settings.window_bytes)
+        self._log: EventLog | None = None
+        self._info: LogInfo | None = None
+        self._generation = 0
+        self._marks: dict[int, PublishedRow] = {}
+        self._marking = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retired: list[EventLog] = []
+        self._known: tuple[str, int] | None = None
+        self._next_cycle_at = 0.0
+        self._cycle_timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._lanes_held = 0
+        self._last_error: str | None = None
+
+    # ------------------------------------------------------------------ life
+    async def on_start(self, stack: AsyncExitStack) -> None:
+        """Never waits for Kafka; with the embedded broker its address comes as BrokerMoved."""
+        stack.callback(self._guard.on_admission(self._poke))
+        stack.push_async_callback(self._discard_logs)
+        if self._bootstrap is not None:
+            self.ctx.ref.tell(Reconnect(0))
+        self.ctx.tell_later(self._settings.poll_s, Poll())
+
+    async def on_drain(self) -> None:
+        """Stop at a row boundary: nothing new starts, what is in flight ends or meets its deadline, and every mark is stored."""
+        self._draining = True
+        self._flush_marks()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+            self._flush_marks()
+
+    def snapshot(self) -> PublisherSnapshot:
+        """Small and cheap."""
+        in_flight = sum(len(lane.in_flight) for lane in self._window.lanes)
+        log_id = self._info.log_id if self._info else None
+        return PublisherSnapshot(
+            self._log is not None, log_id, self._window.rows, self._window.cursor, in_flight, len(self._marks), self._lanes_held, self._last_error
+        )
+
+    async def handle(self, message: object) -> None:
+        """Every message is a reason to look; only some change what is looked at."""
+        match message:
+            case BrokerMoved(bootstrap=bootstrap):
+                self._bootstrap = bootstrap
+                self._disconnect()
+                self._connect(0)
+            case Reconnect(attempt=attempt):
+                self._connect(attempt)
+            case Rewind():
+                self._window.rewind()
+            case Poll():
+                self.ctx.tell_later(self._settings.poll_s, Poll())
+            case Tick(duty=duty) if duty == CYCLE:
+                self._cycle_timer = None
+            case _:
+                pass
+        self._flush_marks()
+        await self._cycle(polled=isinstance(message, Poll))
+
+    # ------------------------------------------------------------------ one cycle: load, then start a group on every lane that may
+    async def _cycle(self, *, polled: bool) -> None:
+        if self._info is None or self._draining:
+            return
+        now = self._clock.now()
+        if now < self._next_cycle_at:
+            self._cycle_later(self._next_cycle_at - now)
+            return
+        self._next_cycle_at = now + self._settings.pace_s
+        info, log = self._info, self._log
+        read, loaded = await self._load(info)
+        if polled:
+            self._counters.poll_found_total += loaded
+        await self._refresh_unbooked(info)
+        if self._log is log:  # else the log was lost while we read; the rows wait in the window
+            self._start_groups()
+        if read == self._settings.page_rows:
+            self._cycle_later(self._settings.pace_s)
+
+    async def _load(self, info: LogInfo) -> tuple[int, int]:
+        """(rows read, rows that were new to the window)."""
+        room_rows, room_bytes = self._window.room
+        if not room_rows or not room_bytes:
+            return 0, 0
+        cursor = self._window.cursor
+        limit = min(room_rows, self._settings.page_rows)
+        rows = await self._reader.pending(after_seq=cursor, limit=limit, max_bytes=room_bytes)
+        if self._info is not info or self._window.cursor != cursor:
+            return 0, 0
+        return len(rows), self._window.load(rows, lambda key: partition_for(key, info.partitions))
+
+    async def _refresh_unbooked(self, info: LogInfo) -> None:
+        """Only for a memory-only broker: what it holds unbooked is counted anew once a lane is half way to the limit."""
+        limit = self._settings.unbooked_limit_bytes
+        if limit is None or all(lane.unbooked_bytes < limit // 2 for lane in self._window.lanes):
+            return
+        stored = await self._reader.unbooked_bytes(info.log_id)
+        if self._info is not info:
+            return
+        unmarked: dict[int, int] = {}
+        for row in self._marks.values():
+            unmarked[row.partition] = unmarked.get(row.partition, 0) + self._window.size_of(row.seq)
+        for lane in self._window.lanes:
+            lane.unbooked_bytes = stored.get(lane.partition, 0) + unmarked.get(lane.partition, 0)
+
+    def _start_groups(self) -> None:
+        """No await in here: permits and lanes must still hold when the tasks are made."""
+        now = self._clock.now()
+        for lane in self._window.lanes:
+            if not lane.ready(now, unbooked_limit=self._settings.unbooked_limit_bytes):
+                if lane.queue and not lane.in_flight and lane.not_before > now:
+                    self._cycle_later(lane.not_before - now)
+                continue
+            permits = self._guard.acquire_many(min(len(lane.queue), GROUP_ROWS))
+            if not permits:
+                break  # open: the guard wakes us when it admits again
+            rows = self._window.take(lane, len(permits))
+            self._own(self._send(lane, rows, permits), name=f"send-{lane.partition}")
+
+    # ------------------------------------------------------------------ one group
+    async def _send(self, lane: Lane, rows: Sequence[PendingRow], permits: Sequence[Permit]) -> None:
+        log, generation = self._log, self._generation
+        assert log is not None
+        started_at = self._clock.now()
+        records = [LogRecord(row.key, row.payload, row.headers, row.created_at_us // 1000) for row in rows]
+        error: PayflowError | None = None
+        count, base_offset = 0, 0
+        try:
+            async with asyncio.timeout(self._settings.delivery_timeout_s):
+                count, base_offset = await log.append(self._settings.topic, lane.partition, records)
+        except TimeoutError:
+            error = ProducerBroken(f"no answer within {self._settings.delivery_timeout_s:g} s, outcome unknown")
+            self._counters.unknown_total += len(rows)
+        except (RecordRejected, LaneUnavailable, BrokerUnavailable, ProducerBroken) as raised:
+            error = raised
+        except BaseException:
+            self._give_back(permits)
+            raise
+        took_s = self._clock.now() - started_at
+        self._record(permits, count, error, took_s)
+        if generation == self._generation:
+            self._settle(lane, rows, (count, base_offset), error)
+        self._poke()
+
+    def _record(self, permits: Sequence[Permit], count: int, error: PayflowError | None, took_s: float) -> None:
+        """One call = one record. What is the record's or the operator's fault says nothing about the broker."""
+        if isinstance(error, (RecordRejected, LaneUnavailable)):
+            self._give_back(permits)
+            self._counters.observe("rejected", took_s)
+            return
+        kind = OutcomeKind.SUCCESS if error is None else OutcomeKind.FAILURE
+        called = count if error is None else len(permits)
+        for permit in permits[:called]:
+            self._guard.record(permit, Outcome(kind, took_s))
+        self._give_back(permits[called:])
+        self._counters.observe(kind.value, took_s)
+
+    def _give_back(self, permits: Sequence[Permit]) -> None:
+        for permit in permits:
+            self._guard.release(permit)
+
+    def _settle(self, lane: Lane, rows: Sequence[PendingRow], appended: tuple[int, int], error: PayflowError | None) -> None:
+        """The one place where a group's end changes state. No await."""
+        count, base_offset = appended
+        if error is None:
+            if count < len(rows):
+                self._counters.partial_total += 1
+            for index, row in enumerate(self._window.acknowledged(lane, count)):
+                self._marks[row.seq] = PublishedRow(row.seq, lane.partition, base_offset + index)
+            self._counters.published_total += count
+            self._flush_marks()
+            return
+        self._last_error = f"{type(error).__name__}: {error}"
+        if isinstance(error, RecordRejected):
+            self._window.acknowledged(lane, 0)
+            self._park(lane, rows[0], str(error))
+        elif isinstance(error, LaneUnavailable):
+            self._window.failed(lane, not_before=self._clock.now() + LANE_RETRY_S)
+            self.ctx.emit("publisher.lane_held", partition=lane.partition, error=str(error))
+        else:
+            # The first retry comes at once; after two attempts in a row the lane backs off with jitter.
+            delay_s = self._settings.backoff.delay_s(lane.failures - 1, self._draw()) if lane.failures else 0.0
+            self._window.failed(lane, not_before=self._clock.now() + delay_s)
+            self.ctx.emit("publisher.group_failed", partition=lane.partition, rows=len(rows), failures=lane.failures, error=self._last_error)
+            if isinstance(error, ProducerBroken):
+                self._disconnect()
+                self._connect(0)
+        self._lanes_held = sum(lane.not_before > self._clock.now() for lane in self._window.lanes)
+
+    # ------------------------------------------------------------------ what goes back to the outbox
+    def _flush_marks(self) -> None:
+        """One request at a time; marks stay here until the outbox has stored them. Marking is idempotent."""
+        if self._marking or not self._marks or self._info is None:
+            return
+        self._marking = True
+        self._own(self._mark(tuple(self._marks.values()), self._info.log_id), name="mark")
+
+    async def _mark(self, rows: tuple[PublishedRow, ...], log_id: str) -> None:
+        generation = self._generation
+        stored = False
+        try:
+            await self._outbox.ask(MarkPublished(rows, log_id, self._clock.wall_us()), timeout_s=MARK_TIMEOUT_S)
+            stored = True
+        except (ActorError, PayflowError) as error:
+            self.ctx.emit("publisher.marks_delayed", rows=len(rows), error=f"{type(error).__name__}: {error}")
+        finally:
+            self._marking = False
+        # After a change of producer the seqs may have been loaded anew; those marks stay and are sent again.
+        if stored and generation == self._generation:
+            for row in rows:
+                self._marks.pop(row.seq, None)
+            self._window.release(row.seq for row in rows)
+            self._flush_marks()
+            self._poke()
+
+    def _park(self, lane: Lane, row: PendingRow, reason: str) -> None:
+        self._window.bar(lane, row.key)
+        self._counters.parked_total += 1
+        self.ctx.emit("publisher.row_parked", seq=row.seq, key=row.key.decode(), error=reason)
+        self._own(self._hold(row, reason), name=f"park-{row.seq}")
+
+    async def _hold(self, row: PendingRow, reason: str) -> None:
+        """Until the hold is stored the key stays barred here, so nothing later of this payment can pass the parked row."""
+        while True:
+            try:
+                await self._outbox.ask(Park(row.seq, reason, self._clock.wall_us()), timeout_s=MARK_TIMEOUT_S)
+            except (ActorError, PayflowError) as error:
+                self.ctx.emit("publisher.park_delayed", seq=row.seq, error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(self._settings.poll_s)
+            else:
+                self._window.unbar(row.key)
+                return
+
+    # ------------------------------------------------------------------ the producer's life
+    def _connect(self, attempt: int) -> None:
+        if self._bootstrap is None or self._log is not None or self._draining:
+            return
+        self._log = self._open_log(self._bootstrap)
+        self._own(self._open(self._log, attempt), name="connect")
+
+    async def _open(self, log: EventLog, attempt: int) -> None:
+        while self._retired:  # an old producer must be gone before any of its keys is sent again
+            await self._retired.pop().discard(timeout_s=DISCARD_TIMEOUT_S)
+        try:
+            async with asyncio.timeout(self._settings.delivery_timeout_s):
+                info = await log.open()
+        except (TimeoutError, BrokerUnavailable, LaneUnavailable, ProducerBroken) as error:
+            await log.discard(timeout_s=DISCARD_TIMEOUT_S)
+            if self._log is log:
+                self._log = None
+                self._last_error = f"{type(error).__name__}: {error}"
+                self.ctx.emit("publisher.not_connected", attempt=attempt + 1, error=self._last_error)
+                self.ctx.tell_later(self._settings.backoff.delay_s(attempt, self._draw()), Reconnect(attempt + 1))
+            return
+        if self._log is not log:
+            await log.discard(timeout_s=DISCARD_TIMEOUT_S)
+            return
+        if self._known != (info.log_id, info.partitions):
+            self._window.reset(info.partitions)
+            self._marks.clear()
+            self._known = (info.log_id, info.partitions)
+        self._info = info
+        self.ctx.emit("publisher.connected", log_id=info.log_id, partitions=info.partitions)
+        self._poke()
+
+    def _disconnect(self) -> None:
+        """The producer is given up: its groups' outcomes are unknown, their rows go back to the head of their lanes."""
+        log, self._log, self._info = self._log, None, None
+        self._generation += 1
+        self._counters.rebuilt_total += 1
+        for lane in self._window.lanes:
+            if lane.in_flight:
+                self._window.failed(lane, not_before=0.0)
+        if log is not None:
+            self._retired.append(log)
+
+    async def _discard_logs(self) -> None:
+        if self._log is not None:
+            self._retired.append(self._log)
+        for log in self._retired:
+            await log.discard(timeout_s=DISCARD_TIMEOUT_S)
+
+    # ------------------------------------------------------------------ small things
+    def _own(self, work: object, *, name: str) -> None:
+        task = self.ctx.spawn(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _poke(self) -> None:
+        if not self._draining:
+            self.ctx.ref.tell(Wake())
+
+    def _cycle_later(self, delay_s: float) -> None:
+        due_at = self._clock.now() + max(0.0, delay_s)
+        if self._cycle_timer is not None:
+            if self._cycle_timer.when() <= due_at:
+                return
+            self._cycle_timer.cancel()
+        self._cycle_timer = self.ctx.tell_later(max(0.0, delay_s), Tick(CYCLE))

@@ -1,0 +1,1 @@
+"""Pure decisions: no asyncio, no clock, no chance, no logging. Time and randomness are arguments."""
