@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from payflow.envelope import Clock, Envelope
 from payflow.errors import DeadlockError, MailboxClosed, MailboxFull
-from payflow.mailbox import Clock, Envelope, Mailbox, MailboxStats
+from payflow.mailbox import Mailbox
+from payflow.mailbox_stats import MailboxStats
 
 Emit = Callable[..., None]  # event name, then fields by keyword
 Failed = Callable[[BaseException], None]
@@ -64,14 +66,20 @@ class Actor:
 class Work:
     """What one instance has in hand right now. Attributes, not calls: it changes with every message."""
 
-    __slots__ = ("actor_id", "envelope", "envelopes", "since", "zones")
+    __slots__ = ("actor_id", "envelope", "envelopes", "zone_left_at", "zones")
 
     def __init__(self, actor_id: str) -> None:
         self.actor_id = actor_id
         self.envelope: Envelope | None = None
         self.envelopes: Sequence[Envelope] = ()  # a batch; then `envelope` is its first
-        self.since = 0.0
-        self.zones = 0
+        self.zones = 0  # open progress zones
+        self.zone_left_at = 0.0
+
+    def since(self) -> float | None:
+        """Return since when the watchdog counts; None while nothing is in hand or the handler waits honestly."""
+        if self.envelope is None or self.zones:
+            return None
+        return max(self.envelope.taken_at, self.zone_left_at)
 
     def chain(self) -> tuple[str, ...]:
         """Return the actors that wait while this one waits, itself last."""
@@ -251,4 +259,4 @@ class ActorContext:
             yield
         finally:
             self.work.zones -= 1
-            self.work.since = self.now()  # what follows the wait has its full time
+            self.work.zone_left_at = self.now()  # what follows the wait has its full time

@@ -162,3 +162,12 @@ class CallNotPermitted(PayflowError):
     def __str__(self) -> str:
         # Made when it is read: an open breaker refuses far more calls than anybody looks at.
         return f"CircuitBreaker '{self.name}' is {self.state} and does not permit further calls"
+
+
+# ------------------------------------------------------------------ events
+class UndecodableEvent(PayflowError):
+    """A record that no retry will make readable. `reason` is short and holds nothing of the payload but names of members."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

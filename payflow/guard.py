@@ -3,9 +3,9 @@
 All of it runs on the loop's thread, with no await between a question and its answer. The loop calls listeners
 soon after the change, never inside the caller: one that raises reaches the loop's exception handler only.
 
-`async with guard:` and `@guard` measure from the permit to the end of the block. An Exception is a failure. Cancellation
-and every other BaseException give the permit back: nothing is known about the call. So your own deadline belongs inside
-the block (`asyncio.timeout` raises TimeoutError there, a failure); one around the block arrives as a cancellation.
+`async with guard:` and `@guard` measure from the permit to the end of the block. An Exception is a failure. A
+cancellation, like every other BaseException, gives the permit back: nothing is known about the call. So a deadline
+belongs inside the block (`asyncio.timeout` raises TimeoutError there, a failure); outside, it is a cancellation.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Guard:
         self._timer: Timer | None = None
         self._on_transition: Final[list[Callable[[BreakerEvent], object]]] = []
         self._on_admission: Final[list[Callable[[], object]]] = []
-        # The open blocks of this task, innermost first. A variable a guard is sound: guards live as long as the process.
+        # The open blocks of this task, innermost first. A variable a guard is sound: guards outlive their users.
         self._blocks: Final[ContextVar[_Blocks]] = ContextVar(f"blocks of {breaker.name}", default=None)
 
     @property
@@ -227,7 +227,7 @@ class Guard:
 
 
 class BreakerRegistry:
-    """The process's breakers by name. Made once by app.py, outlives the actors; an unknown name never makes a breaker."""
+    """The process's breakers by name. Made by app.py, outlives the actors; an unknown name never makes a breaker."""
 
     def __init__(self, configs: Mapping[str, BreakerConfig], clock: Clock, *, loop: Loop | None = None) -> None:
         now = clock.now()

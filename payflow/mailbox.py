@@ -4,33 +4,33 @@ It does not run anything and knows no actor; it orders, bounds and counts. async
 3.11 a new sender overtakes blocked ones and `wait_for(queue.get())` swallows a cancellation (docs/actors.md).
 
 Invariants:
-- A parked sender exists only while the queue is full: whoever makes room moves the first parked message in at once.
-  So nobody overtakes, and no wake-up can be lost.
-- A wake-up carries no message. A message leaves the queue only in `take` and in batches cut from it, without an await
-  between leaving and being returned, so a cancelled receiver loses nothing.
+- A parked sender exists only while the queue is full, so nobody overtakes and no wake-up can be lost (`parking.py`).
+- A wake-up carries no message. A message leaves the queue only in `take` and `take_batch`, without an await between
+  leaving and being returned, so a cancelled receiver loses nothing.
+- accepted == processed + dropped + depth + in_flight, after every step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict, deque
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Hashable
 from enum import StrEnum
 from itertools import islice
 from typing import Any, Final
 
+from payflow.envelope import Clock, Envelope, Reply, running_clock
 from payflow.errors import ActorStopped, DeadlineExceeded, MailboxClosed, MailboxFull
-from payflow.mailbox_stats import DropReason, Histogram, HistogramView, MailboxStats
+from payflow.mailbox_stats import BUCKET_BOUNDS_S, DropReason, Histogram, MailboxStats
+from payflow.parking import Parking
 
-__all__ = ["DropReason", "Envelope", "HistogramView", "Lane", "Mailbox", "MailboxState", "MailboxStats", "Overflow"]
+__all__ = ["Clock", "DropReason", "Envelope", "Lane", "Mailbox", "MailboxState", "MailboxStats", "Overflow"]
 
 # Lifecycle and inspection commands only. A lane this long means that its reader is broken, not that there is load.
 SYSTEM_LANE_CAPACITY: Final = 1024
 
-Clock = Callable[[], float]
-DeadLetterSink = Callable[[str, "Envelope", DropReason, str], None]  # actor id, message, reason, detail
-Reply = asyncio.Future[Any]
+DeadLetterSink = Callable[[str, Envelope, DropReason, str], None]  # actor id, message, reason, detail
 
 
 class Overflow(StrEnum):
@@ -59,100 +59,12 @@ class MailboxState(StrEnum):
     CLOSED = "closed"
 
 
-class Envelope:
-    """A message under way. A plain slots class: a frozen dataclass costs 570 ns more for each message (docs/performance.md)."""
-
-    __slots__ = (
-        "abandoned",
-        "answered",
-        "chain",
-        "deadline",
-        "enqueued_at",
-        "key",
-        "payload",
-        "reply",
-        "seq",
-        "system",
-        "taken_at",
-        "trace_id",
-    )
-
-    def __init__(
-        self,
-        payload: Any,
-        deadline: float | None = None,
-        reply: Reply | None = None,
-        trace_id: str | None = None,
-        chain: tuple[str, ...] = (),
-    ) -> None:
-        self.payload = payload
-        self.deadline = deadline
-        self.reply = reply
-        self.trace_id = trace_id
-        self.chain = chain  # the actors that wait for the answer, the first asker first
-        self.seq = 0  # set on acceptance, from 1; 0 = still parked
-        self.enqueued_at = 0.0
-        self.taken_at = -1.0  # set when the receiver takes it
-        self.system = False
-        self.abandoned = False  # the sender took it back after acceptance
-        self.answered = False  # replied to or handed on before its handler returned
-        self.key: Hashable = None  # registered for coalescing
-
-    @property
-    def stage(self) -> str:
-        """Where a deadline that passes now has passed."""
-        if self.seq == 0:
-            return "enqueue"
-        return "queue" if self.taken_at < 0 else "handle"
-
-
-def running_clock() -> Clock:
-    """Return the clock of the running loop.
-
-    asyncio's own loops read time.monotonic, so the indirection is left out. uvloop's time() is the start of the
-    current iteration: a 2 ms budget inside one iteration would never run out on it. A virtual loop keeps its own time.
-    """
-    loop = asyncio.get_running_loop()
-    real = type(loop).time is asyncio.BaseEventLoop.time or type(loop).__module__.startswith("uvloop")
-    return time.monotonic if real else loop.time
-
-
 def _no_sink(_actor_id: str, _envelope: Envelope, _reason: DropReason, _detail: str) -> None:
     """Dead letters of a mailbox that stands alone go nowhere; they are counted all the same."""
 
 
 class Mailbox:
-    """See the head of the module. A sender in another thread uses `loop.call_soon_threadsafe(mailbox.tell, message)`."""
-
-    __slots__ = (
-        "_accepted",
-        "_actor_id",
-        "_blocked_s",
-        "_capacity",
-        "_clock",
-        "_close_reason",
-        "_coalesced",
-        "_dead_letters",
-        "_dropped",
-        "_handle",
-        "_high_water",
-        "_in_flight",
-        "_joiners",
-        "_keys",
-        "_late_replies",
-        "_loop",
-        "_overflow",
-        "_parked",
-        "_processed",
-        "_receiver",
-        "_rejected",
-        "_state",
-        "_system",
-        "_user",
-        "_wait",
-        "_wanted",
-        "on_system_overflow",
-    )
+    """See the head of the module. Another thread sends with `loop.call_soon_threadsafe(mailbox.tell, message)`."""
 
     def __init__(
         self,
@@ -175,18 +87,19 @@ class Mailbox:
 
         self._user: deque[Envelope] = deque()
         self._system: deque[Envelope] = deque()
-        self._parked: OrderedDict[asyncio.Future[None], Envelope] = OrderedDict()
-        self._keys: dict[Hashable, Envelope] = {}
+        self._parking = Parking(actor_id, self._clock)
+        self._keys: dict[Hashable, Envelope] = {}  # queued messages that newer ones may merge into
         self._receiver: asyncio.Future[None] | None = None
         self._wanted = 1  # depth at which a waiting receiver is woken
-        self._joiners: list[tuple[int, asyncio.Future[None]]] = []
+        self._joiners: dict[asyncio.Future[None], int] = {}
         self._state = MailboxState.OPEN
         self._close_reason = ""
+        # True while a message only needs room to be accepted: neither closed nor coalescing.
+        self._plain = self._overflow is not Overflow.COALESCE
 
         self._accepted = self._processed = self._rejected = self._coalesced = 0
         self._in_flight = self._high_water = self._late_replies = 0
         self._dropped = dict.fromkeys(DropReason, 0)
-        self._blocked_s = 0.0
         self._wait = Histogram()
         self._handle = Histogram()
 
@@ -198,8 +111,10 @@ class Mailbox:
     async def send(self, message: Any, *, deadline: float | None = None, trace_id: str | None = None) -> None:
         """Put a message in; with `block` wait for room in the order of arrival. A cancelled send has no effect."""
         envelope = Envelope(message, deadline, None, trace_id)
-        if self._must_park(envelope):
-            await self._park(envelope)
+        if self._plain and len(self._user) < self._capacity:
+            self._admit(envelope)
+        elif self._must_wait(envelope):
+            await self._parking.wait_turn(envelope)
         else:
             self.offer(envelope)
 
@@ -210,12 +125,12 @@ class Mailbox:
         deadline = self._clock() + timeout_s
         reply: Reply = self._loop.create_future()
         envelope = Envelope(message, deadline, reply, trace_id, chain)
-        if self._must_park(envelope):
-            await self._park(envelope)
-        elif not self.offer(envelope):
-            raise self._full()  # drop_newest is silent towards a tell; an ask must hear it at once
+        if self._must_wait(envelope):
+            await self._parking.wait_turn(envelope)
+        else:
+            self.offer(envelope)
         # A timer on the future, not wait_for: 40-50 % faster, and it cannot swallow a cancellation on 3.11.
-        timer = self._loop.call_later(deadline - self._clock(), self._expire_reply, envelope, reply)
+        timer = self._loop.call_later(deadline - self._clock(), self._expire, envelope, reply)
         try:
             return await reply  # a cancelled caller cancels `reply`; whoever meets the envelope next sees that
         finally:
@@ -228,9 +143,7 @@ class Mailbox:
         if len(self._system) >= SYSTEM_LANE_CAPACITY:
             if self.on_system_overflow is not None:
                 self.on_system_overflow()
-            raise MailboxFull(
-                self._actor_id, depth=len(self._system), capacity=SYSTEM_LANE_CAPACITY, oldest_age_s=self._age(self._system)
-            )
+            raise self._full(self._system, SYSTEM_LANE_CAPACITY)
         envelope = Envelope(command)
         envelope.system = True
         envelope.enqueued_at = self._clock()
@@ -242,33 +155,30 @@ class Mailbox:
         if self._state is MailboxState.CLOSING or self._state is MailboxState.CLOSED:
             self._rejected += 1
             raise MailboxClosed(self._actor_id, self._close_reason)
-        if self._overflow is Overflow.COALESCE and self._coalesce(envelope):
+        if self._overflow is Overflow.COALESCE and self._merge(envelope):
             return True
         if len(self._user) >= self._capacity and not self._make_room():
             self._rejected += 1
-            if self._overflow is Overflow.DROP_NEWEST:
-                return False
-            raise self._full()
+            if self._overflow is Overflow.DROP_NEWEST and envelope.reply is None:
+                return False  # silent towards a tell; an ask has to hear it at once
+            raise self._full(self._user, self._capacity)
         self._admit(envelope)
         return True
 
-    def _must_park(self, envelope: Envelope) -> bool:
+    def _must_wait(self, envelope: Envelope) -> bool:
         """Tell whether this message has to wait its turn: full, open, and a policy that lets senders wait."""
-        if len(self._user) < self._capacity:
-            return False
-        if self._state is MailboxState.CLOSING or self._state is MailboxState.CLOSED:
+        if len(self._user) < self._capacity or self._state in (MailboxState.CLOSING, MailboxState.CLOSED):
             return False
         if self._overflow is Overflow.COALESCE:
-            return self._key_of(envelope) not in self._keys
+            return _key_of(envelope) not in self._keys
         return self._overflow is Overflow.BLOCK
 
     def _admit(self, envelope: Envelope) -> None:
         self._accepted += 1
         envelope.seq = self._accepted
         envelope.enqueued_at = self._clock()
-        user = self._user
-        user.append(envelope)
-        depth = len(user)
+        self._user.append(envelope)
+        depth = len(self._user)
         if depth > self._high_water:
             self._high_water = depth
         if self._receiver is not None and depth >= self._wanted:
@@ -277,19 +187,18 @@ class Mailbox:
     def _make_room(self) -> bool:
         if self._overflow is not Overflow.DROP_OLDEST:
             return False
-        victim = self._user.popleft()
-        self._drop(victim, DropReason.OVERFLOW, self._full())
+        error = self._full(self._user, self._capacity)
+        self._drop(self._user.popleft(), DropReason.OVERFLOW, error)
         return True
 
-    def _coalesce(self, envelope: Envelope) -> bool:
-        """Merge into the queued message of the same key: newest content, first place, first age."""
-        key = self._key_of(envelope)
+    def _merge(self, envelope: Envelope) -> bool:
+        """Put the newest content into the queued message of the same key, which keeps its place and its age."""
+        key = _key_of(envelope)
         if key is None:
             return False
         queued = self._keys.get(key)
         if queued is None:
             if len(self._user) < self._capacity:
-                envelope.key = key
                 self._keys[key] = envelope
             return False
         queued.payload = envelope.payload
@@ -298,54 +207,9 @@ class Mailbox:
         self._coalesced += 1
         return True
 
-    @staticmethod
-    def _key_of(envelope: Envelope) -> Hashable:
-        """Return what the message may merge with; None keeps it apart. An ask has a caller of its own and never merges."""
-        if envelope.reply is not None:
-            return None
-        payload: Any = envelope.payload
-        key: Hashable = getattr(payload, "coalesce_key", payload.__class__)
-        return key
-
-    async def _park(self, envelope: Envelope) -> None:
-        """Wait until the receiver moves the envelope in. Woken with an error by a deadline or by close."""
-        now = self._clock()
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._parked[turn] = envelope
-        timer = None
-        if envelope.deadline is not None:
-            timer = self._loop.call_later(envelope.deadline - now, self._expire_turn, turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            # Cancelled in the tick in which room was made: taken back, unless the receiver already has it.
-            if envelope.seq and envelope.taken_at < 0:
-                envelope.abandoned = True
-            raise
-        finally:
-            self._parked.pop(turn, None)
-            self._blocked_s += self._clock() - now
-            if timer is not None:
-                timer.cancel()
-
-    def _expire_turn(self, turn: asyncio.Future[None]) -> None:
-        if not turn.done():
-            self._rejected += 1
-            self._parked.pop(turn, None)
-            turn.set_exception(DeadlineExceeded(self._actor_id, "enqueue"))
-
-    def _expire_reply(self, envelope: Envelope, reply: Reply) -> None:
+    def _expire(self, envelope: Envelope, reply: Reply) -> None:
         if not reply.done():
             reply.set_exception(DeadlineExceeded(self._actor_id, envelope.stage))
-
-    def _admit_parked(self) -> None:
-        """Give room that was made to whoever waited longest."""
-        while self._parked and len(self._user) < self._capacity:
-            turn, envelope = self._parked.popitem(last=False)
-            if turn.done():  # cancelled, and its task has not run yet
-                continue
-            self._admit(envelope)
-            turn.set_result(None)
 
     # -------------------------------------------------------------- receiving
     async def receive(self) -> tuple[Lane, Envelope]:
@@ -363,110 +227,130 @@ class Mailbox:
         Closed early by a system message and by close; empty when a system message came first. Items stay in the queue
         until the batch closes, so cancelling has nothing to put back.
         """
-        assert 1 <= max_items <= self._capacity, (max_items, self._capacity)
         if self._system:
             return []
-        while not self._system:
-            if self._state is not MailboxState.PAUSED and self._user:
-                due_at = self._user[0].enqueued_at + linger_s
-                if len(self._user) >= max_items or self._state is MailboxState.CLOSING or self._clock() >= due_at:
-                    if batch := self.take_batch(max_items):
-                        return batch
-                    continue  # everything in it had expired or was taken back
-                await self._wait_for_depth(max_items, due_at)
-                continue
+        while True:
             self._raise_if_finished()
-            await self.wait()
-        return self.take_batch(max_items) if self._state is not MailboxState.PAUSED else []
+            await self.wait_batch(max_items, linger_s)
+            batch = self.take_batch(max_items)
+            if batch or self._system:
+                return batch
+
+    def take(self, now: float | None = None) -> Envelope | None:
+        """Take the next message worth handling, system lane first; None when there is none to serve.
+
+        `now` saves a look at the clock to a caller who just had one.
+        """
+        if self._system:
+            return self._system.popleft()
+        if self._state is MailboxState.PAUSED or not self._user:
+            return None
+        if now is None:
+            now = self._clock()
+        while self._user:
+            envelope = self._user.popleft()
+            if self._parking:
+                self._admit_parked()
+            if self._keys:
+                self._forget_key(envelope)
+            if (envelope.abandoned or envelope.deadline is not None) and self._skip(envelope, now):
+                continue
+            envelope.taken_at = now
+            self._in_flight += 1
+            waited_s = now - envelope.enqueued_at
+            self._wait.counts[bisect_left(BUCKET_BOUNDS_S, waited_s)] += 1
+            self._wait.sum_s += waited_s
+            return envelope
+        return None
+
+    def take_system(self) -> Envelope | None:
+        """Take the next system message, without waiting."""
+        return self._system.popleft() if self._system else None
 
     def take_batch(self, max_items: int) -> list[Envelope]:
         """Take up to `max_items` user messages that are worth handling, without waiting."""
         batch: list[Envelope] = []
+        commands, self._system = self._system, deque()  # a batch is user messages only
         now = self._clock()
-        while len(batch) < max_items and self._user:
-            envelope = self._pop(now)
-            if envelope is not None:
-                batch.append(envelope)
+        while len(batch) < max_items and (envelope := self.take(now)) is not None:
+            batch.append(envelope)
+        self._system = commands
         return batch
 
-    def take(self) -> Envelope | None:
-        """Take the next message worth handling, without waiting; None when there is none to serve."""
-        if self._system:
-            return self._system.popleft()
-        if self._state is MailboxState.PAUSED:
-            return None
-        now = self._clock()
-        while self._user:
-            envelope = self._pop(now)
-            if envelope is not None:
-                return envelope
-        return None
+    def _admit_parked(self) -> None:
+        while len(self._user) < self._capacity and (envelope := self._parking.next()) is not None:
+            self._admit(envelope)
 
-    def _pop(self, now: float) -> Envelope | None:
-        """Remove the head; None when it was taken back or expired, which is settled here."""
-        envelope = self._user.popleft()
-        if self._parked:
-            self._admit_parked()
-        if envelope.key is not None:
-            self._keys.pop(envelope.key, None)
-        if envelope.abandoned or envelope.deadline is not None:
-            reason = self._reason_to_skip(envelope, now)
-            if reason is not None:
-                self._drop(envelope, reason, DeadlineExceeded(self._actor_id, "queue"))
-                return None
-        envelope.taken_at = now
-        self._in_flight += 1
-        self._wait.observe(now - envelope.enqueued_at)
-        return envelope
-
-    @staticmethod
-    def _reason_to_skip(envelope: Envelope, now: float) -> DropReason | None:
+    def _skip(self, envelope: Envelope, now: float) -> bool:
+        """Settle a message that nobody waits for any more."""
         if envelope.abandoned or (envelope.reply is not None and envelope.reply.cancelled()):
-            return DropReason.ABANDONED
-        if envelope.deadline is not None and envelope.deadline <= now:
-            return DropReason.EXPIRED
-        return None
+            reason = DropReason.ABANDONED
+        elif envelope.deadline is not None and envelope.deadline <= now:
+            reason = DropReason.EXPIRED
+        else:
+            return False
+        self._drop(envelope, reason, DeadlineExceeded(self._actor_id, "queue"))
+        return True
 
     async def wait(self) -> None:
         """Suspend until something may be there to take. Carries nothing, so cancelling it loses nothing."""
-        assert self._receiver is None, "a mailbox has one receiver"
-        if self._system or (self._user and self._state is not MailboxState.PAUSED):
-            return
-        self._receiver = self._loop.create_future()
-        try:
-            await self._receiver
-        finally:
-            self._receiver = None
+        if not self._system and (not self._user or self._state is MailboxState.PAUSED):
+            await self._suspend(wanted=1)
 
-    async def _wait_for_depth(self, depth: int, until: float) -> None:
-        """Suspend until `depth` messages are queued, a system message or close comes, or `until` is reached."""
+    async def wait_batch(self, max_items: int, linger_s: float) -> None:
+        """Suspend until a batch is due or something else needs a look: a system message, close, resume."""
+        assert 1 <= max_items <= self._capacity, (max_items, self._capacity)
+        while not self._system and not self.batch_is_due(max_items, linger_s):
+            if self._user and self._state is MailboxState.OPEN:
+                due_in_s = self._user[0].enqueued_at + linger_s - self._clock()
+                timer = self._loop.call_later(due_in_s, self._wake_receiver)
+                try:
+                    await self._suspend(wanted=max_items)
+                finally:
+                    timer.cancel()
+            else:
+                await self.wait()
+                if not self._user:
+                    return
+
+    def batch_is_due(self, max_items: int, linger_s: float) -> bool:
+        """Tell whether a batch closes now: by size, by time since its first message, or because nothing will come."""
+        if not self._user or self._state is MailboxState.PAUSED:
+            return False
+        if len(self._user) >= max_items or self._state is not MailboxState.OPEN:
+            return True
+        return self._clock() >= self._user[0].enqueued_at + linger_s
+
+    async def _suspend(self, *, wanted: int) -> None:
         assert self._receiver is None, "a mailbox has one receiver"
         self._receiver = self._loop.create_future()
-        self._wanted = depth
-        timer = self._loop.call_later(until - self._clock(), self._wake_receiver)
+        self._wanted = wanted
         try:
             await self._receiver
         finally:
-            timer.cancel()
-            self._wanted = 1
             self._receiver = None
 
     def _wake_receiver(self) -> None:
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
 
-    def done(self, envelope: Envelope, reply: Any = None, *, error: BaseException | None = None) -> None:
-        """End the in-flight period of a message that was handled, and answer its asker."""
+    # -------------------------------------------------------------- settling
+    def done(self, envelope: Envelope, reply: Any = None, *, error: BaseException | None = None) -> float:
+        """End the in-flight period of a message that was handled, answer its asker, return the time noted."""
+        now = self._clock()
         self._in_flight -= 1
         self._processed += 1
-        self._handle.observe(self._clock() - envelope.taken_at)
+        handled_s = now - envelope.taken_at
+        self._handle.counts[bisect_left(BUCKET_BOUNDS_S, handled_s)] += 1
+        self._handle.sum_s += handled_s
         if envelope.reply is not None:
             self.answer(envelope, reply, error=error)
         if self._joiners:
             self._wake_joiners()
+        return now
 
     def answer(self, envelope: Envelope, reply: Any = None, *, error: BaseException | None = None) -> None:
-        """Resolve the ask behind an envelope; a late answer is counted and thrown away."""
+        """Resolve the ask behind an envelope, once; a late answer is counted and thrown away."""
         future, envelope.reply = envelope.reply, None
         if future is None:
             return
@@ -483,8 +367,6 @@ class Mailbox:
         self._drop(envelope, reason, error, detail)
 
     def _drop(self, envelope: Envelope, reason: DropReason, error: BaseException, detail: str = "") -> None:
-        if envelope.key is not None:
-            self._keys.pop(envelope.key, None)
         self._dropped[reason] += 1
         self._dead_letters(self._actor_id, envelope, reason, detail)
         future, envelope.reply = envelope.reply, None
@@ -492,6 +374,29 @@ class Mailbox:
             future.set_exception(error)
         if self._joiners:
             self._wake_joiners()
+
+    def _forget_key(self, envelope: Envelope) -> None:
+        key = _key_of(envelope)
+        if self._keys.get(key) is envelope:
+            del self._keys[key]
+
+    async def join(self, *, timeout_s: float) -> bool:
+        """Wait until everything accepted so far is settled (handled, not just taken); False when time ran out."""
+        if self.settled_total >= self._accepted:
+            return True
+        settled: asyncio.Future[None] = self._loop.create_future()
+        self._joiners[settled] = self._accepted
+        try:
+            await asyncio.wait([settled], timeout=timeout_s)
+        finally:
+            del self._joiners[settled]
+        return settled.done()
+
+    def _wake_joiners(self) -> None:
+        settled_total = self.settled_total
+        for settled, target in self._joiners.items():
+            if target <= settled_total and not settled.done():
+                settled.set_result(None)
 
     # -------------------------------------------------------------- state
     def pause(self) -> None:
@@ -511,49 +416,25 @@ class Mailbox:
             return
         self._state = MailboxState.CLOSING
         self._close_reason = reason
-        while self._parked:
-            turn, _ = self._parked.popitem(last=False)
-            if not turn.done():
-                self._rejected += 1
-                turn.set_exception(MailboxClosed(self._actor_id, reason))
+        self._plain = False
+        self._parking.close(reason)
         self._wake_receiver()
 
     def abort(self, reason: str) -> None:
         """Close, and turn everything that is queued into dead letters and failed asks."""
         self.close(reason)
+        self._keys.clear()
         while self._user:
             envelope = self._user.popleft()
             self._drop(envelope, DropReason.CLOSED, ActorStopped(self._actor_id, self._close_reason))
-        self._state = MailboxState.CLOSED
         self._system.clear()
+        self._state = MailboxState.CLOSED
 
     def _raise_if_finished(self) -> None:
         if self._state is MailboxState.CLOSING and not self._user:
             self._state = MailboxState.CLOSED
         if self._state is MailboxState.CLOSED:
             raise MailboxClosed(self._actor_id, self._close_reason)
-
-    async def join(self, *, timeout_s: float) -> bool:
-        """Wait until everything accepted so far is settled (handled, not just taken); False when time ran out."""
-        if self.settled_total >= self._accepted:
-            return True
-        settled: asyncio.Future[None] = self._loop.create_future()
-        entry = (self._accepted, settled)
-        self._joiners.append(entry)
-        timer = self._loop.call_later(timeout_s, settled.cancel)
-        try:
-            await asyncio.wait([settled])
-        finally:
-            timer.cancel()
-            if entry in self._joiners:
-                self._joiners.remove(entry)
-        return not settled.cancelled()
-
-    def _wake_joiners(self) -> None:
-        settled_total = self.settled_total
-        for target, settled in self._joiners:
-            if target <= settled_total and not settled.done():
-                settled.set_result(None)
 
     # -------------------------------------------------------------- looking
     @property
@@ -565,11 +446,6 @@ class Mailbox:
     def close_reason(self) -> str:
         """Return the reason of the first close, empty while open."""
         return self._close_reason
-
-    @property
-    def depth(self) -> int:
-        """Return the number of queued user messages."""
-        return len(self._user)
 
     @property
     def accepted_total(self) -> int:
@@ -592,15 +468,15 @@ class Mailbox:
             depth=len(self._user),
             high_water=self._high_water,
             oldest_age_s=self._age(self._user),
-            blocked_senders=len(self._parked),
+            blocked_senders=len(self._parking),
             in_flight=self._in_flight,
             accepted_total=self._accepted,
             processed_total=self._processed,
-            rejected_total=self._rejected,
+            rejected_total=self._rejected + self._parking.refused_total,
             coalesced_total=self._coalesced,
             dropped_total=dict(self._dropped),
             late_replies_total=self._late_replies,
-            blocked_seconds_total=self._blocked_s,
+            blocked_seconds_total=self._parking.blocked_s,
             wait_seconds=self._wait.view(),
             handle_seconds=self._handle.view(),
         )
@@ -608,7 +484,14 @@ class Mailbox:
     def _age(self, lane: deque[Envelope]) -> float:
         return self._clock() - lane[0].enqueued_at if lane else 0.0
 
-    def _full(self) -> MailboxFull:
-        return MailboxFull(
-            self._actor_id, depth=len(self._user), capacity=self._capacity, oldest_age_s=self._age(self._user)
-        )
+    def _full(self, lane: deque[Envelope], capacity: int) -> MailboxFull:
+        return MailboxFull(self._actor_id, depth=len(lane), capacity=capacity, oldest_age_s=self._age(lane))
+
+
+def _key_of(envelope: Envelope) -> Hashable:
+    """Return what the message may merge with; None keeps it apart. An ask has a caller of its own and never merges."""
+    if envelope.reply is not None:
+        return None
+    payload: Any = envelope.payload
+    key: Hashable = getattr(payload, "coalesce_key", payload.__class__)
+    return key

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, runtime_checkable
 
@@ -17,9 +17,9 @@ from payflow.watchdog import EXIT_BUDGET_EXCEEDED, Emit
 
 Task = Callable[[], Awaitable[object]]
 
-# compose.yaml must grant more than the sum (34 s): its own default of 10 s would kill us in requests_done.
 DEADLINES_S: Final = {"announce": 5, "unbind": 2, "requests_done": 8, "drain": 10, "stop": 5, "close": 3, "flush": 1}
-BUDGET_S: Final = float(sum(DEADLINES_S.values()))
+# After the last phase: what is one step from its end is not abandoned work, even when somebody is in a hurry.
+LAST_CHANCE_S: Final = 0.25
 EXIT_CLEAN: Final = 0
 
 
@@ -28,7 +28,7 @@ class Leftovers(Protocol):
     """Result of a phase task that ended in time but had to give up on something, such as a supervisor's stop."""
 
     @property
-    def abandoned(self) -> tuple[str, ...]:
+    def abandoned(self) -> Sequence[str]:
         """Names of what was given up."""
 
 
@@ -80,7 +80,7 @@ class Shutdown:
         self._phases = {phase.name: phase for phase in (default_phases() if phases is None else phases)}
         self._reason: str | None = None
         self._begun = asyncio.Event()
-        self._hurried = False
+        self._hurry = asyncio.Event()
         self._grace: asyncio.Timeout | None = None
         self._started: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -110,12 +110,20 @@ class Shutdown:
         assert self._reason is not None
         return self._reason
 
+    async def linger(self, wait_s: float) -> None:
+        """Wait for the outside to take notice, which is no work: over at once when somebody is in a hurry."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._hurry.wait()
+
     async def run(self) -> Report:
         """Wait for the begin, then run the phases. Called once."""
         reason = await self.begun()
         started_at = self._loop.time()
         async with asyncio.TaskGroup() as group:
             reports = tuple([await self._run_phase(self._phases[name], group) for name in self._phases])
+            if late := [task for task in self._running.values() if not task.done()]:
+                await asyncio.wait(late, timeout=LAST_CHANCE_S)
             abandoned = tuple(name for name, task in self._running.items() if not task.done()) + tuple(self._leftovers)
             report = Report(reason, self._loop.time() - started_at, reports, abandoned)
             self._emit("shutdown.completed", reason=reason, duration_s=report.duration_s, abandoned=list(abandoned))
@@ -130,7 +138,7 @@ class Shutdown:
             self._emit("shutdown.begun", reason=reason)
             self._begun.set()
             return
-        self._hurried = True
+        self._hurry.set()
         self._emit("shutdown.hurried", reason=reason)
         if self._grace is not None and not self._grace.expired():
             self._grace.reschedule(self._loop.time())
@@ -144,7 +152,7 @@ class Shutdown:
         }
         self._running.update({f"{phase.name}/{name}": task for name, task in tasks.items()})
         if tasks:
-            await self._wait(tasks.values(), 0 if self._hurried else phase.deadline_s)
+            await self._wait(tasks.values(), 0 if self._hurry.is_set() else phase.deadline_s)
 
         left = tuple(name for name, task in tasks.items() if not task.done())
         failed = tuple(name for name in tasks if f"{phase.name}/{name}" in self._failed)

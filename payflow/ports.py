@@ -262,3 +262,29 @@ class HttpFront(Protocol):
         """Return when no request is being answered."""
 
     async def stop(self) -> None: ...
+
+
+class ManagementService(Protocol):
+    """What the management front calls. Reads are answered from memory (journey: from the databases); every list has a limit.
+
+    Methods that name an actor raise KeyError for one that is not there.
+    """
+
+    def tree(self) -> Mapping[str, object]: ...
+
+    def tree_text(self) -> str: ...
+
+    async def actor(self, actor_id: str, *, timeout_s: float) -> Mapping[str, object]: ...
+
+    def mailbox(self, actor_id: str, *, limit: int) -> Mapping[str, object]: ...
+
+    def stack(self, actor_id: str) -> Sequence[str]: ...
+
+    def dead_letters(self, *, limit: int) -> Sequence[Mapping[str, object]]: ...
+
+    def loop(self) -> Mapping[str, object]: ...
+
+    async def journey(self, payment_id: bytes) -> Mapping[str, object] | None: ...
+
+    async def act(self, action: str, actor_id: str, *, by: str, reason: str, max_s: float | None) -> Mapping[str, object]:
+        """`action` is pause, resume or restart; audited before it is done."""

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Final
 
 from payflow.errors import DependencyUnavailable, PayflowError, RestartIntensityExceeded, StartFailed
-from payflow.phases import BUDGET_S, DEADLINES_S, EXIT_CLEAN, Leftovers, Phase, PhaseReport, Report, Shutdown
+from payflow.phases import DEADLINES_S, EXIT_CLEAN, Leftovers, Phase, PhaseReport, Report, Shutdown
 from payflow.watchdog import EXIT_BUDGET_EXCEEDED, Emit, LoopWatchdog
 
 __all__ = [
@@ -49,6 +49,8 @@ EXIT_INTERRUPTED: Final = 130
 
 # After the last phase, or after a second signal, all that is left is to unwind: not worth more waiting than this.
 LEAVE_S: Final = 2.0
+# compose.yaml must grant more than this 36 s: its own default of 10 s would kill us in requests_done.
+BUDGET_S: Final = sum(DEADLINES_S.values()) + LEAVE_S
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -127,10 +129,12 @@ class ProcessControl:
     async def _live(self, main: Main) -> None:
         self._root = asyncio.current_task()
         self.watchdog.start(self._loop)
-        async with asyncio.TaskGroup() as group:
-            life = group.create_task(self._main(main), name="main")
-            group.create_task(self._end(life), name="shutdown")
-        self.watchdog.stop_watching()
+        try:
+            async with asyncio.TaskGroup() as group:
+                life = group.create_task(self._main(main), name="main")
+                group.create_task(self._end(life), name="shutdown")
+        finally:
+            self.watchdog.stop_watching()
 
     async def _main(self, main: Main) -> None:
         try:

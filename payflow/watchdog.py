@@ -1,11 +1,8 @@
-"""Two watchdogs, because they see different things.
+"""A daemon thread that sees a blocked event loop while it is blocked, and names the line that blocks it.
 
-`LoopWatchdog` is one daemon thread that sees a blocked event loop while it is blocked and names the line that blocks
-it. It is also the last resort of shutdown: a process that outlives its armed deadline is ended from here.
-`StuckHandlers` runs in the loop and sees single handlers that take too long while the loop is healthy.
-
-Neither can stop Python code: a C call that holds the GIL hides from the thread, a handler that swallows its
-cancellation outlives a restart.
+It is also the last resort of shutdown: a process that outlives its armed deadline is ended from here.
+Single handlers that take too long while the loop is healthy are the supervision's business (`slot`), not this one's.
+Limit: a C call that holds the GIL holds this thread too; against that only the container's SIGKILL helps.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import _exit as end_process
 from sys import _current_frames as current_frames
@@ -30,7 +27,6 @@ from typing import Final, Protocol
 INTERVAL_S: Final = 0.05
 BLOCKED_AFTER_S: Final = 0.25
 SECOND_SAMPLE_AFTER_S: Final = 1.0
-SCAN_INTERVAL_S: Final = 1.0
 STOP_TIMEOUT_S: Final = 1.0
 EXIT_BUDGET_EXCEEDED: Final = 71
 _LAGS_KEPT: Final = 1200  # one minute of ticks
@@ -234,105 +230,3 @@ def _frames_of(thread_id: int) -> Sequence[traceback.FrameSummary]:
     walk = traceback.walk_stack(current_frames()[thread_id])
     frames = traceback.StackSummary.extract(walk, limit=_FRAMES_KEPT, lookup_lines=False)
     return frames[::-1]
-
-
-# ------------------------------------------------------------------ stuck handlers
-class WatchedCell(Protocol):
-    """What a supervisor's child slot shows of itself; all of it is cheap and synchronous."""
-
-    @property
-    def id(self) -> str:
-        """Id of the actor."""
-
-    @property
-    def handling(self) -> tuple[str, float] | None:
-        """Type name of the message in hand and the loop time at which its handler started."""
-
-    @property
-    def in_progress_zone(self) -> bool:
-        """Whether the handler says that it waits long but honestly."""
-
-    @property
-    def handler_timeout_s(self) -> float | None:
-        """None: this actor's handlers may take as long as they like."""
-
-    @property
-    def stuck_action(self) -> str:
-        """`log`, or `restart`: cancel, wait, replace."""
-
-    def stack(self) -> Sequence[str]:
-        """Return the frames of the actor's task, innermost last, without values."""
-
-    def restart_stuck(self) -> None:
-        """Ask the supervisor for an end with reason `stuck`. Returns at once."""
-
-
-@dataclass(slots=True)
-class _Watch:
-    """One handling under watch; a zone or a stall of the loop moves `since` forward."""
-
-    started_at: float
-    since: float
-    reported: bool = False
-
-
-class StuckHandlers:
-    """Report each handler that runs longer than its limit once, then do what its child spec says.
-
-    A handler's clock starts again after a progress zone and after a stall of the whole loop: neither is its fault,
-    and a stall would make every handler in the process look stuck at once.
-    """
-
-    def __init__(self, cells: Callable[[], Iterable[WatchedCell]], emit: Emit) -> None:
-        self._cells = cells
-        self._emit = emit
-        self._watches: dict[str, _Watch] = {}
-        self._scanned_at: float | None = None
-
-    async def run(self) -> None:
-        """Scan every second until cancelled; the caller owns the task."""
-        loop = asyncio.get_running_loop()
-        while True:
-            self.scan(loop.time())
-            await asyncio.sleep(SCAN_INTERVAL_S)
-
-    def scan(self, now: float) -> None:
-        """Look at every cell once. Does not await, so what it reads is of one moment."""
-        stalled = self._scanned_at is not None and now - self._scanned_at > SCAN_INTERVAL_S + BLOCKED_AFTER_S
-        self._scanned_at = now
-        before, self._watches = self._watches, {}
-        for cell in self._cells():
-            handling, limit_s = cell.handling, cell.handler_timeout_s
-            if handling is None or limit_s is None:
-                continue
-            message_type, started_at = handling
-            watch = before.get(cell.id)
-            if watch is None or watch.started_at != started_at:
-                watch = _Watch(started_at, since=started_at)
-            self._watches[cell.id] = watch
-            if stalled or cell.in_progress_zone:
-                watch.since = now
-            elif not watch.reported and now - watch.since > limit_s:
-                watch.reported = True
-                self._report(cell, message_type, now - started_at)
-
-    def stuck(self) -> frozenset[str]:
-        """Ids of the actors that are stuck at this moment, for the gauge."""
-        return frozenset(cell.id for cell in self._cells() if self._is_stuck(cell))
-
-    def _is_stuck(self, cell: WatchedCell) -> bool:
-        watch, handling = self._watches.get(cell.id), cell.handling
-        return watch is not None and watch.reported and handling is not None and handling[1] == watch.started_at
-
-    def _report(self, cell: WatchedCell, message_type: str, elapsed_s: float) -> None:
-        action = cell.stuck_action
-        self._emit(
-            "actor.stuck",
-            actor=cell.id,
-            message_type=message_type,
-            elapsed_s=elapsed_s,
-            action=action,
-            stack=tuple(cell.stack()),
-        )
-        if action == "restart":
-            cell.restart_stuck()

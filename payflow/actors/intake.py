@@ -51,8 +51,17 @@ class IntakeSnapshot:
 class Intake(Actor):
     """Owns the HTTP front; handles Submit. `outbox` is None where this process does not serve the ingest role."""
 
-    def __init__(self, front: HttpFront, *, outbox: ActorRef | None, settings: IntakeSettings, on_bound: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        front: HttpFront,
+        *,
+        readers: tuple[OutboxReader | LedgerReader, ...],
+        outbox: ActorRef | None,
+        settings: IntakeSettings,
+        on_bound: Callable[[int], None],
+    ) -> None:
         self._front = front
+        self._readers = readers
         self._outbox = outbox
         self._settings = settings
         self._on_bound = on_bound
@@ -62,6 +71,9 @@ class Intake(Actor):
 
     async def on_start(self, stack: AsyncExitStack) -> None:
         """Bind last, when everything behind it runs."""
+        for reader in self._readers:
+            stack.push_async_callback(reader.close)
+            await reader.open()
         stack.push_async_callback(self._front.stop)
         self._port = await self._front.start()
         self._on_bound(self._port)

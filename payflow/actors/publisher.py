@@ -120,6 +120,8 @@ class Publisher(Actor):
     # ------------------------------------------------------------------ life
     async def on_start(self, stack: AsyncExitStack) -> None:
         """Never waits for Kafka; with the embedded broker its address comes as BrokerMoved."""
+        stack.push_async_callback(self._reader.close)
+        await self._reader.open()
         stack.callback(self._guard.on_admission(self._poke))
         stack.push_async_callback(self._discard_logs)
         if self._bootstrap is not None:

@@ -274,3 +274,15 @@ def markdown() -> str:
         for kind in CATALOGUE
     )
     return head + rows
+
+
+def index() -> bytes:
+    """The catalogue as JSON."""
+    return _encode(
+        {
+            "problems": [
+                {"type": one.type, "code": one.code, "status": one.status, "title": one.title, "retryable": one.retryable}
+                for one in CATALOGUE
+            ]
+        }
+    )

@@ -74,7 +74,7 @@ def fault(body: bytes) -> ProblemType | None:
 def _fault_of_string(token: bytes, names: set[str] | None) -> ProblemType | None:
     """`names` are the member names seen in the object that this string is a member name of."""
     try:
-        text: str = json.loads(token)
+        text: str = json.loads(token.decode())
         text.encode()
     except UnicodeError:
         return problems.INVALID_UNICODE

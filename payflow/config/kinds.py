@@ -1,7 +1,8 @@
-"""What a value may be. A kind stands in a field's annotation, reads the value of that key from any layer and writes it back.
+"""What a value may be: a kind stands in a field's annotation, reads that key's value from any layer and writes it back.
 
-`parse` takes what a layer holds: a TOML value, or text (environment, secrets files, flags) when `text` is true. It raises ValueError with the rest
-of the sentence "<key> ...", which never repeats a secret. `render` writes a value as TOML.
+`parse` takes what a layer holds: a TOML value, or text (environment, secrets files, flags) when `text` is true. It
+raises ValueError with the rest of the sentence "<key> ...", which never repeats a secret. `render` writes a value in
+the syntax that TOML and JSON share.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Secret:
 
     def matches(self, candidate: str) -> bool:
         """Compare in constant time."""
-        return hmac.compare_digest(self._value.encode(), candidate.encode())
+        return hmac.compare_digest(self._value.encode(), candidate.encode("utf-8", "surrogateescape"))
 
     def reveal(self) -> str:
         """Return the text itself; the caller keeps it out of logs."""
@@ -55,10 +56,8 @@ def show(raw: object) -> str:
     match raw:
         case dict():
             return "a table"
-        case list():
-            return "a list"
-        case bool() | str():
-            echo = json.dumps(raw, ensure_ascii=False)
+        case bool() | str() | list():
+            echo = json.dumps(raw, ensure_ascii=False, default=str)
         case _:
             echo = str(raw)
     return echo if len(echo) <= _LONGEST_ECHO else echo[: _LONGEST_ECHO - 3] + "..."
@@ -74,6 +73,11 @@ class Kind(ABC):
     @abstractmethod
     def wanted(self) -> str:
         """What is accepted, as it follows "must be"."""
+
+    @property
+    def brief(self) -> str:
+        """The same for a table of many keys."""
+        return self.wanted
 
     @abstractmethod
     def parse(self, raw: object, *, text: bool) -> Any:
@@ -116,6 +120,10 @@ class Integer(Kind):
     def wanted(self) -> str:
         return f"a whole number from {self.least} to {self.most}"
 
+    @property
+    def brief(self) -> str:
+        return f"{self.least} to {self.most}"
+
     def parse(self, raw: object, *, text: bool) -> int:
         value = raw
         if text and isinstance(raw, str):
@@ -136,6 +144,10 @@ class Percent(Kind):
     def wanted(self) -> str:
         return "a percentage above 0 and at most 100"
 
+    @property
+    def brief(self) -> str:
+        return "percentage, above 0 to 100"
+
     def parse(self, raw: object, *, text: bool) -> float:
         value = raw
         if text and isinstance(raw, str):
@@ -148,7 +160,7 @@ class Percent(Kind):
         return float(value)
 
     def render(self, value: Any) -> str:
-        return f"{value:g}"
+        return str(int(value)) if value == int(value) else repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,10 @@ class Duration(Kind):
     @property
     def wanted(self) -> str:
         return f'a duration of at least {render_duration(self.least_s)} with its unit, such as "30s", "500ms" or "72h"'
+
+    @property
+    def brief(self) -> str:
+        return f"duration, at least {render_duration(self.least_s)}"
 
     def parse(self, raw: object, *, text: bool) -> float:
         if not isinstance(raw, str):
@@ -184,7 +200,11 @@ class DurationOrOff(Duration):
 
     @property
     def wanted(self) -> str:
-        return f'"0s" for no limit, or {super(DurationOrOff, self).wanted}'
+        return f'"0s" for none, or {super(DurationOrOff, self).wanted}'
+
+    @property
+    def brief(self) -> str:
+        return f"{super(DurationOrOff, self).brief}, or 0s for none"
 
     def parse(self, raw: object, *, text: bool) -> float:
         try:
@@ -205,6 +225,10 @@ class Size(Kind):
     @property
     def wanted(self) -> str:
         return f'a size from {render_size(self.least)} to {render_size(self.most)} with its unit, such as "64KiB"'
+
+    @property
+    def brief(self) -> str:
+        return f"size, {render_size(self.least)} to {render_size(self.most)}"
 
     def parse(self, raw: object, *, text: bool) -> int:
         try:
@@ -248,7 +272,7 @@ class Several(Kind):
     def parse(self, raw: object, *, text: bool) -> tuple[str, ...]:
         words = [word.strip().lower() for word in raw.split(",")] if text and isinstance(raw, str) else raw
         if not isinstance(words, list) or not words or any(word not in self.options for word in words):
-            raise ValueError(f"must be {self.wanted}, not {show(raw) if not isinstance(raw, list) else raw}")
+            raise self.refuse(raw)
         return tuple(option for option in self.options if option in words)
 
     def render(self, value: Any) -> str:

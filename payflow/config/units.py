@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `"30s"`, `"1h30m"`, `"64KiB"`. A number without a unit is refused, so nobody has to guess.
+"""Durations and sizes as people write them: `"30s"`, `"1h30m"`, `"64KiB"`. The unit is never left out.
 
 `parse_*` and `render_*` are inverse: what is rendered parses to the same value.
 """
@@ -18,6 +18,8 @@ _SECONDS: Final = {
     "h": Fraction(3600),
     "d": Fraction(86_400),
 }
+# People say 60s and 72h, not 1m and 3d.
+_LEAST: Final = {"m": 2, "d": 7}
 _BYTES: Final = {"B": 1, "kB": 10**3, "KiB": 1 << 10, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}
 # A longer text is no duration or size; the bound keeps the arithmetic small.
 _LONGEST_TEXT: Final = 40
@@ -36,12 +38,13 @@ def parse_duration(text: str) -> float:
 
 
 def render_duration(seconds: float) -> str:
-    """Write seconds with the largest unit that leaves a whole number; microseconds are the finest."""
+    """Write seconds with the largest familiar unit that leaves a whole number; microseconds are the finest."""
     exact = Fraction(round(seconds * 1_000_000), 1_000_000)
     if exact == 0:
         return "0s"
-    unit = next(unit for unit in reversed(_SECONDS) if (exact / _SECONDS[unit]).denominator == 1)
-    return f"{exact / _SECONDS[unit]}{unit}"
+    counts = {unit: exact / size for unit, size in reversed(_SECONDS.items())}
+    unit = next(unit for unit, count in counts.items() if count.denominator == 1 and count >= _LEAST.get(unit, 1))
+    return f"{counts[unit]}{unit}"
 
 
 def parse_size(text: str) -> int:

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-# A pair onto itself restarts the state (window, wait, round) and is no event. CLOSED to HALF_OPEN is illegal upstream too.
+# A pair onto itself restarts it (window, wait, round) and is no event. CLOSED to HALF_OPEN is illegal, as upstream.
 TRANSITIONS: Final[Mapping[tuple[State, State], frozenset[Cause]]] = {
     (State.CLOSED, State.CLOSED): frozenset({Cause.OPERATOR}),
     (State.CLOSED, State.OPEN): frozenset({Cause.AUTO, Cause.OPERATOR}),

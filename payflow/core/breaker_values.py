@@ -13,7 +13,6 @@ from typing import Final
 
 from payflow.errors import PayflowError
 
-
 # A shell takes events after each transition; the bound only matters to a core driven without one. Drops are counted.
 EVENTS_KEPT: Final = 64
 

@@ -6,10 +6,14 @@ folds, writes and commits in one transaction; after a rollback the fold is run a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
+from typing import Final, Protocol
 
-from payflow.core.payment import Command, Payment
+from payflow.core.idempotency import Conflict, Replay, StoredKey, judge, scope_of
+from payflow.core.payment import Authorize, Command, Decision, EventType, Payment, Refund, Refusal, RefusalCode, decide
 
 
 class RowState(IntEnum):
@@ -112,6 +116,23 @@ class Probe:
 
 Write = Submit | MarkPublished | Park | MarkBooked | Unpublish | Requeue | Audit | Purge | Probe
 
+# The life of a row. A pair that is absent changes nothing, which is what makes marks idempotent.
+ROW_LIFE: Final[Mapping[tuple[RowState, type[Write]], RowState]] = MappingProxyType(
+    {
+        (RowState.PENDING, MarkPublished): RowState.PUBLISHED,
+        (RowState.PENDING, Park): RowState.PARKED,
+        (RowState.PARKED, Requeue): RowState.PENDING,
+        (RowState.PUBLISHED, Requeue): RowState.PENDING,
+        (RowState.PUBLISHED, Unpublish): RowState.PENDING,
+    }
+)
+
+
+def states_before(write: type[Write]) -> tuple[RowState, ...]:
+    """The states in which `write` changes a row."""
+    return tuple(state for state, kind in ROW_LIFE if kind is write)
+
+
 
 # ------------------------------------------------------------------ what comes back, one outcome a write
 @dataclass(frozen=True, slots=True)
@@ -123,26 +144,6 @@ class Accepted:
     answer: bytes
     created: bool
     replayed: bool
-
-
-class RefusalCode(IntEnum):
-    """Why a command changed nothing; http_api.py holds the status and problem type of each."""
-
-    NOT_FOUND = 1
-    ILLEGAL_TRANSITION = 2
-    AMOUNT_EXCEEDS = 3
-    KEY_REUSED = 4
-    ORDER_EXISTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A command changed nothing and its key was not used. `payment` is the payment that stands in the way, where there is one; `left` what could
-    still be captured or refunded."""
-
-    code: RefusalCode
-    payment: Payment | None = None
-    left: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +177,173 @@ class Backlog:
     parked: int
     held_keys: int
     oldest_pending_at_us: int | None
+
+
+# ------------------------------------------------------------------ the fold
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step of a payment. `payment` is the payment after it, `reason` is why money went back."""
+
+    id: bytes
+    type: EventType
+    at_us: int
+    amount: int
+    payment: Payment
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """What a store keeps of one accepted command: event, outbox row, idempotency key and the answer its key will get."""
+
+    event: Event
+    payload: bytes
+    traceparent: str | None
+    scope: bytes
+    fingerprint: bytes
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a store found of the things a group asked for; what it did not find is absent."""
+
+    payments: Mapping[bytes, Payment]
+    orders: Mapping[tuple[str, str], Payment]
+    keys: Mapping[bytes, StoredKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a group changes, as data. Payments are in their last state; rows are in their order and take sequence numbers in it.
+
+    `outcomes` has None where only the store can count: `others` are these writes with their place, to be applied in order after the rows.
+    """
+
+    created: tuple[Payment, ...]
+    updated: tuple[Payment, ...]
+    rows: tuple[NewRow, ...]
+    others: tuple[tuple[int, Write], ...]
+    outcomes: list[Outcome | None]
+
+
+class Codec(Protocol):
+    """How payments and events become bytes. wire.py is the one in use."""
+
+    def encode_answer(self, payment: Payment) -> bytes: ...
+
+    def encode_event(self, event: Event) -> bytes: ...
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the commands of a group folded so far have made of what was loaded."""
+
+    payments: dict[bytes, Payment]
+    orders: dict[tuple[str, str], Payment]
+    keys: dict[bytes, StoredKey]
+    created: set[bytes] = field(default_factory=set)
+    touched: dict[bytes, Payment] = field(default_factory=dict)
+    rows: list[NewRow] = field(default_factory=list)
+
+
+class Group:
+    """The writes that share one transaction. Ids are drawn here, by the caller's thread; the rest may run on another."""
+
+    def __init__(self, writes: Sequence[Write], *, at_us: int, new_id: Callable[[], bytes], codec: Codec) -> None:
+        self._writes = tuple(writes)
+        self._at_us = at_us
+        self._codec = codec
+        self._event_ids: list[bytes] = []
+        self._payment_ids: list[bytes | None] = []
+        for write in self._writes:
+            if isinstance(write, Submit):
+                self._payment_ids.append(new_id() if isinstance(write.command, Authorize) else None)
+                self._event_ids.append(new_id())
+        self._submits = [write for write in self._writes if isinstance(write, Submit)]
+
+    def payment_ids(self) -> set[bytes]:
+        """Payments to load first."""
+        return {submit.command.payment_id for submit in self._submits if not isinstance(submit.command, Authorize)}
+
+    def orders(self) -> set[tuple[str, str]]:
+        """Order ids, with their merchants, whose payments have to be loaded."""
+        commands = [submit.command for submit in self._submits]
+        return {
+            (command.merchant_id, command.order_id)
+            for command in commands
+            if isinstance(command, Authorize) and command.order_id is not None
+        }
+
+    def scopes(self, payments: Mapping[bytes, Payment]) -> set[bytes]:
+        """Keys to load, now that the payments of the group are known."""
+        return {scope for scope in self._scopes(payments) if scope is not None}
+
+    def fold(self, loaded: Loaded) -> Changes:
+        """Decide every command in order, each on what the ones before it left behind."""
+        draft = _Draft(dict(loaded.payments), dict(loaded.orders), dict(loaded.keys))
+        scopes = iter(self._scopes(loaded.payments))
+        ids = iter(zip(self._payment_ids, self._event_ids, strict=True))
+        outcomes: list[Outcome | None] = []
+        others: list[tuple[int, Write]] = []
+        for place, write in enumerate(self._writes):
+            if isinstance(write, Submit):
+                payment_id, event_id = next(ids)
+                outcomes.append(self._submit(draft, write, next(scopes), payment_id, event_id))
+            else:
+                others.append((place, write))
+                outcomes.append(None)
+        return Changes(
+            created=tuple(payment for payment_id, payment in draft.touched.items() if payment_id in draft.created),
+            updated=tuple(payment for payment_id, payment in draft.touched.items() if payment_id not in draft.created),
+            rows=tuple(draft.rows),
+            others=tuple(others),
+            outcomes=outcomes,
+        )
+
+    def _scopes(self, payments: Mapping[bytes, Payment]) -> Iterable[bytes | None]:
+        for submit in self._submits:
+            command = submit.command
+            if isinstance(command, Authorize):
+                yield scope_of(command.merchant_id, submit.route, submit.key)
+            else:
+                payment = payments.get(command.payment_id)
+                yield None if payment is None else scope_of(payment.merchant_id, submit.route, submit.key)
+
+    def _submit(
+        self, draft: _Draft, submit: Submit, scope: bytes | None, payment_id: bytes | None, event_id: bytes
+    ) -> Accepted | Refusal:
+        if scope is None:
+            return Refusal(RefusalCode.NOT_FOUND)
+        judgement = judge(submit.fingerprint, draft.keys.get(scope))
+        if isinstance(judgement, Replay):
+            stored = judgement.stored
+            return Accepted(stored.payment_id, stored.version, stored.answer, created=stored.version == 1, replayed=True)
+        if isinstance(judgement, Conflict):
+            return Refusal(RefusalCode.KEY_REUSED)
+        command = submit.command
+        if isinstance(command, Authorize):
+            before = None
+            first = draft.orders.get((command.merchant_id, command.order_id)) if command.order_id is not None else None
+            if first is not None:
+                return Refusal(RefusalCode.ORDER_EXISTS, first)
+        else:
+            before = draft.payments[command.payment_id]
+        decision = decide(before, command, self._at_us, payment_id=payment_id)
+        if isinstance(decision, Refusal):
+            return decision
+        return self._accept(draft, submit, scope, decision, event_id)
+
+    def _accept(self, draft: _Draft, submit: Submit, scope: bytes, decision: Decision, event_id: bytes) -> Accepted:
+        payment = decision.payment
+        reason = submit.command.reason if isinstance(submit.command, Refund) else None
+        event = Event(event_id, decision.event_type, payment.updated_at_us, decision.amount, payment, reason)
+        answer = self._codec.encode_answer(payment)
+        draft.payments[payment.id] = draft.touched[payment.id] = payment
+        if payment.version == 1:
+            draft.created.add(payment.id)
+        if payment.order_id is not None:
+            draft.orders[payment.merchant_id, payment.order_id] = payment
+        draft.keys[scope] = StoredKey(submit.fingerprint, payment.id, payment.version, answer)
+        draft.rows.append(NewRow(event, self._codec.encode_event(event), submit.traceparent, scope, submit.fingerprint, answer))
+        return Accepted(payment.id, payment.version, answer, created=payment.version == 1, replayed=False)

@@ -1,0 +1,369 @@
+"""HTTP front of the payments app: aiohttp's low-level server with a route table of its own.
+
+It reads requests within bounds of size and time, hands their parts to `payments_api`, and writes answers and problem documents. It decides
+nothing about a payment. Invariants: every response has a Request-Id and is an answer or a problem document; every wait has a deadline (one timer
+serves all requests in flight); after `unbind` a kept connection gets one more response and is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+from aiohttp import hdrs, web
+
+from payflow.adapters import problems
+from payflow.adapters.http_failures import refusal_of
+from payflow.adapters.http_pages import Breakers, Pages
+from payflow.adapters.http_read import read_write_call
+from payflow.adapters.http_routes import UNMATCHED, Resource, Route, find
+from payflow.adapters.openapi import openapi_document
+from payflow.adapters.payments_api import Answer, PaymentsApi
+from payflow.adapters.problems import ProblemType, Refused
+from payflow.errors import DependencyUnavailable
+from payflow.ports import Health, PaymentsService
+from payflow.wire import id_bytes
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# How long what a refused client still sends is read and thrown away, so that a reset does not overtake the answer.
+_LINGER_S: Final = 1.0
+_SERVER: Final = (hdrs.SERVER, "payflow")
+_NO_STORE: Final = (hdrs.CACHE_CONTROL, "no-store")
+_REQUEST_ID: Final = "Request-Id"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of one request and one connection. `request_timeout_s` is the last resort behind the deadline that the service keeps itself."""
+
+    body_bytes: int = 65_536
+    body_read_timeout_s: float = 5.0
+    keep_alive_s: float = 75.0
+    backlog: int = 1024
+    request_timeout_s: float = 6.0
+
+
+class Emit(Protocol):
+    """Writes one event to the log."""
+
+    def __call__(self, event: str, /, **fields: object) -> None: ...
+
+
+Observe = Callable[[str, str, int, float], None]
+Metrics = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Read = Callable[[str, str], Awaitable[Answer]]
+
+
+def _ignore(*_: object, **__: object) -> None:
+    return None
+
+
+class ApiServer:
+    """Implements ports.HttpFront. `observe(route, method, status, duration_s)` and `refused(code)` count; both see bounded sets of labels."""
+
+    def __init__(
+        self,
+        service: PaymentsService,
+        *,
+        health: Health,
+        roles: frozenset[str],
+        host: str,
+        port: int,
+        limits: HttpLimits,
+        metrics: Metrics,
+        breakers: Breakers,
+        observe: Observe,
+        new_request_id: Callable[[], str],
+        info: Mapping[str, object],
+        emit: Emit = _ignore,
+        refused: Callable[[str], None] = _ignore,
+    ) -> None:
+        self._api = PaymentsApi(service)
+        self._roles = roles
+        self._host = host
+        self._port = port
+        self._limits = limits
+        self._metrics = metrics
+        self._observe = observe
+        self._new_request_id = new_request_id
+        self._emit = emit
+        self._refused = refused
+        pages = Pages(health=health, breakers=breakers, info=info, openapi=openapi_document)
+        self._reads = _reads(self._api, pages)
+        self._draining = False
+        self._in_flight: dict[asyncio.Task[Any], float] = {}
+        self._expired: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._manager: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    # -------------------------------------------------------------- life
+    async def start(self) -> int:
+        """Bind and serve; the port. Raises DependencyUnavailable."""
+        assert self._listener is None
+        loop = asyncio.get_running_loop()
+        limits = self._limits
+        self._draining = False
+        self._manager = web.Server(self._serve, request_factory=partial(_request, limits.body_bytes))
+        connection = partial(
+            _Connection,
+            self._manager,
+            loop=loop,
+            answer=self._unreadable,
+            keepalive_timeout=limits.keep_alive_s,
+            lingering_time=_LINGER_S,
+        )
+        try:
+            self._listener = await loop.create_server(connection, self._host, self._port, backlog=limits.backlog)
+        except OSError as error:
+            raise DependencyUnavailable(_why_not_bound(self._host, self._port, error)) from error
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
+
+    async def unbind(self) -> None:
+        """Stop listening; kept connections get 503 and Connection: close from now on."""
+        self._draining = True
+        if self._listener is not None:
+            self._listener.close()
+
+    async def requests_done(self) -> None:
+        """Return when no request is being answered."""
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Close everything. Requests that are still in flight have until their own deadline, and no longer."""
+        await self.unbind()
+        if self._manager is not None:
+            self._manager.pre_shutdown()
+            await self._manager.shutdown(self._limits.request_timeout_s)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._manager = self._listener = None
+
+    # -------------------------------------------------------------- one request
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request, whatever happens."""
+        assert isinstance(request, web.Request)
+        started = perf_counter()
+        request_id = self._new_request_id()
+        path, _, query = request.raw_path.partition("?")
+        resource, argument = find(path)
+        route = None if resource is None else resource.routes.get(request.method)
+        task = self._enter()
+        try:
+            if route is None:
+                raise _no_route(resource)
+            response = await self._respond(request, route, path, query, argument, request_id)
+        except Refused as refused:
+            response = self._problem(refused, request_id)
+        except asyncio.CancelledError:
+            if task not in self._expired:
+                raise
+            task.uncancel()
+            response = self._problem(refusal_of(TimeoutError(), writes=_writes(route)), request_id)
+        except Exception as error:  # noqa: BLE001 - the last line of defence: a bug becomes a 500 and an event, never a broken connection
+            response = self._failure(error, route, request_id)
+        finally:
+            self._leave(task)
+        if self._draining:
+            response.force_close()
+        method = request.method
+        self._observe(
+            UNMATCHED if resource is None else resource.template,
+            method if method in _METHODS else "OTHER",
+            response.status,
+            perf_counter() - started,
+        )
+        return response
+
+    async def _respond(
+        self, request: web.Request, route: Route, path: str, query: str, argument: str, request_id: str
+    ) -> web.StreamResponse:
+        if route.role is not None:
+            self._refuse_role(route.role)
+        writing = route.writing
+        if writing is not None:
+            limits = self._limits
+            call = await read_write_call(
+                request,
+                path=path,
+                query=query,
+                payment_id=_payment_id(argument) if argument else b"",
+                body_bytes=limits.body_bytes,
+                timeout_s=limits.body_read_timeout_s,
+            )
+            return _response(await self._api.write(writing, call), request_id)
+        if route.operation == "get_metrics":
+            response = await self._metrics(request)
+            if not response.prepared:
+                response.headers.update((_SERVER, _NO_STORE, (_REQUEST_ID, request_id)))
+            return response
+        return _response(await self._reads[route.operation](argument, query), request_id)
+
+    def _refuse_role(self, role: str) -> None:
+        if role not in self._roles:
+            raise Refused(problems.ROLE_NOT_SERVED)
+        if self._draining:
+            raise Refused(problems.DRAINING, headers={hdrs.RETRY_AFTER: "1"}, close=True)
+
+    def _problem(self, refused: Refused, request_id: str) -> web.Response:
+        self._refused(refused.problem.code)
+        response = web.Response(
+            status=refused.problem.status,
+            body=problems.document(refused, request_id),
+            headers=(
+                (hdrs.CONTENT_TYPE, problems.CONTENT_TYPE),
+                _NO_STORE,
+                _SERVER,
+                (_REQUEST_ID, request_id),
+                *refused.headers.items(),
+            ),
+        )
+        if refused.close:
+            response.force_close()
+        return response
+
+    def _failure(self, error: Exception, route: Route | None, request_id: str) -> web.Response:
+        refused = refusal_of(error, writes=_writes(route))
+        if refused.problem is problems.INTERNAL_ERROR:
+            self._emit(
+                "request.failed",
+                request_id=request_id,
+                route=UNMATCHED if route is None else route.template,
+                error=error,
+            )
+        return self._problem(refused, request_id)
+
+    def _unreadable(self, status: int, kind: ProblemType) -> web.Response:
+        """The answer to what the HTTP parser refused."""
+        self._observe(UNMATCHED, "OTHER", kind.status, 0.0)
+        return self._problem(Refused(kind, close=True), self._new_request_id())
+
+    # -------------------------------------------------------------- requests in flight, oldest first, and their one timer
+    def _enter(self) -> asyncio.Task[Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = task.get_loop()
+        self._in_flight[task] = deadline = loop.time() + self._limits.request_timeout_s + self._limits.body_read_timeout_s
+        self._idle.clear()
+        if self._timer is None:
+            self._timer = loop.call_at(deadline, self._expire)
+        return task
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        del self._in_flight[task]
+        self._expired.discard(task)
+        if not self._in_flight:
+            self._idle.set()
+
+    def _expire(self) -> None:
+        """Cancel what is over its deadline, and come back when the oldest that is left will be."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for task, deadline in self._in_flight.items():
+            if deadline > now:
+                self._timer = loop.call_at(deadline, self._expire)
+                return
+            if task not in self._expired:
+                self._expired.add(task)
+                task.cancel()
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, with our answer to what its parser refuses (aiohttp would write plain text and a traceback to the log)."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(
+        self, manager: web.Server, *, answer: Callable[[int, ProblemType], web.Response], **options: Any
+    ) -> None:
+        super().__init__(manager, access_log=None, auto_decompress=False, **options)
+        self._answer = answer
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun, there is no room for a problem document")
+        return self._answer(status, problems.MALFORMED_HTTP if status == 400 else problems.INTERNAL_ERROR)
+
+
+def _request(body_bytes: int, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.Request:
+    return web.Request(message, payload, protocol, writer, task, task.get_loop(), client_max_size=body_bytes)
+
+
+def _response(answer: Answer, request_id: str) -> web.Response:
+    return web.Response(
+        status=answer.status,
+        body=answer.body,
+        headers=(
+            (hdrs.CONTENT_TYPE, answer.content_type),
+            _NO_STORE,
+            _SERVER,
+            (_REQUEST_ID, request_id),
+            *answer.headers,
+        ),
+    )
+
+
+def _reads(api: PaymentsApi, pages: Pages) -> Mapping[str, Read]:
+    """Every operation that writes nothing: (argument of the path, query) -> answer."""
+
+    def page(answer: Callable[[str], Awaitable[Answer]]) -> Read:
+        return lambda argument, _: answer(argument)
+
+    return {
+        "list_payments": lambda _, query: api.payments(query),
+        "get_payment": lambda argument, query: api.payment(_payment_id(argument), query),
+        "get_ledger_of_payment": lambda argument, query: api.ledger_of_payment(_payment_id(argument), query),
+        "list_accounts": lambda _, query: api.accounts(query),
+        "get_trial_balance": lambda _, query: api.trial_balance(query),
+        "list_breakers": page(pages.list_breakers),
+        "get_breaker": page(pages.get_breaker),
+        "get_liveness": page(pages.get_liveness),
+        "get_readiness": page(pages.get_readiness),
+        "get_health": page(pages.get_health),
+        "get_info": page(pages.get_info),
+        "get_openapi": page(pages.get_openapi),
+        "list_problems": page(pages.list_problems),
+        "get_problem": page(pages.get_problem),
+        "get_docs": page(pages.get_docs),
+        "get_docs_file": page(pages.get_docs_file),
+    }
+
+
+def _payment_id(text: str) -> bytes:
+    payment_id = id_bytes(text)
+    if payment_id is None:
+        raise Refused(problems.PAYMENT_NOT_FOUND)
+    return payment_id
+
+
+def _no_route(resource: Resource | None) -> Refused:
+    if resource is None:
+        return Refused(problems.NOT_FOUND)
+    return Refused(problems.METHOD_NOT_ALLOWED, headers={hdrs.ALLOW: resource.allow})
+
+
+def _writes(route: Route | None) -> bool:
+    return route is not None and route.writing is not None
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"cannot listen on {host}:{port}: another process has this port; stop it or choose another with --http-port"
+    if error.errno == errno.EACCES:
+        return f"cannot listen on {host}:{port}: this user may not take the port; choose one from 1024 up with --http-port"
+    return f"cannot listen on {host}:{port}: {error.strerror or error}"
