@@ -129,6 +129,10 @@ class ActorRef:
         """Accept a whole envelope, as `forward` hands it over; never waits."""
         return self._mailbox.offer(envelope)
 
+    def load(self) -> tuple[int, int, float]:
+        """Return (depth, capacity, age of the oldest message in seconds): cheap enough to ask for each message."""
+        return self._mailbox.load()
+
     def stats(self) -> MailboxStats:
         """Return the numbers of the mailbox."""
         return self._mailbox.stats()
@@ -250,6 +254,18 @@ class ActorContext:
     def stop(self) -> None:
         """End this actor with reason normal, after the message in hand."""
         self.end()
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Start something here that will ask actors on behalf of others, such as a server.
+
+        Its callbacks inherit this context; without this they would seem to be asks of this very actor (DeadlockError).
+        """
+        token = current_work.set(None)
+        try:
+            yield
+        finally:
+            current_work.reset(token)
 
     @contextmanager
     def progress_zone(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import random
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from payflow import __version__
@@ -37,6 +38,7 @@ from payflow.adapters.system import SystemClock, UuidIds
 from payflow.config import Settings
 from payflow.core.breaker import status_body
 from payflow.core.restart import Strategy
+from payflow.errors import DependencyUnavailable
 from payflow.figures import Figures
 from payflow.guard import BreakerRegistry
 from payflow.health import AppHealth
@@ -99,6 +101,7 @@ class App:
         metrics = Metrics(self._figures)
         self._plan_shutdown()
         try:
+            make_data_dir(self._settings.storage.data_dir)
             await self.system.start()
             self._control.up()
             self._emit("process.ready", **self.ports, roles=list(self._settings.roles), pid=os.getpid(), version=__version__)
@@ -292,7 +295,7 @@ class App:
     def _ledger_reader(self) -> SqliteLedgerReader:
         return SqliteLedgerReader(self._ledger_path, busy_timeout_s=self._settings.storage.busy_timeout_s)
 
-    def _event_log(self, bootstrap: str) -> KafkaEventLog:
+    def _event_log(self, bootstrap: str, broker_id: str | None) -> KafkaEventLog:
         kafka = self._settings.kafka
         return KafkaEventLog(
             bootstrap,
@@ -302,12 +305,19 @@ class App:
             replication_factor=kafka.replication_factor,
             request_timeout_s=kafka.request_timeout_s,
             client_id=kafka.client_id,
-            create_topics=not self._embedded,
+            create_topics=broker_id is None,
+            log_id=broker_id,
         )
 
-    def _record_source(self, bootstrap: str) -> KafkaRecordSource:
+    def _record_source(self, bootstrap: str, broker_id: str | None) -> KafkaRecordSource:
         kafka = self._settings.kafka
-        return KafkaRecordSource(bootstrap, topic=kafka.topic, group_id=kafka.consumer_group, client_id=kafka.client_id)
+        return KafkaRecordSource(
+            bootstrap,
+            topic=kafka.topic,
+            group_id=kafka.consumer_group,
+            client_id=kafka.client_id,
+            log_id=broker_id,
+        )
 
     def _breaker_bodies(self) -> Mapping[str, Mapping[str, object]]:
         return {guard.name: status_body(guard.snapshot()) for guard in self._breakers}
@@ -322,6 +332,14 @@ class App:
             "kafka": self._settings.kafka.bootstrap_servers,
             "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         }
+
+
+def make_data_dir(path: Path) -> None:
+    """The directory of the databases; only the owner may look into it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DependencyUnavailable(f"data directory {path} cannot be made: {error.strerror}") from error
 
 
 def serve(settings: Settings) -> int:

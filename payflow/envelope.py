@@ -1,14 +1,41 @@
-"""What travels through a mailbox, and the clock it is stamped with."""
+"""What travels through a mailbox, the words for what a mailbox does with it, and the clock it is stamped with."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from enum import StrEnum
 from typing import Any
 
 Clock = Callable[[], float]
 Reply = asyncio.Future[Any]
+
+
+class Overflow(StrEnum):
+    """What a full mailbox does. Only `block` and `reject` never lose an accepted message."""
+
+    BLOCK = "block"
+    REJECT = "reject"
+    DROP_OLDEST = "drop_oldest"
+    DROP_NEWEST = "drop_newest"
+    COALESCE = "coalesce"
+
+
+class Lane(StrEnum):
+    """The system lane is always served first and does not count against the capacity."""
+
+    SYSTEM = "system"
+    USER = "user"
+
+
+class MailboxState(StrEnum):
+    """open <-> paused, then closing -> closed."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    CLOSING = "closing"
+    CLOSED = "closed"
 
 
 class Envelope:
@@ -55,6 +82,15 @@ class Envelope:
         if self.seq == 0:
             return "enqueue"
         return "queue" if self.taken_at < 0 else "handle"
+
+    @property
+    def coalesce_key(self) -> Hashable:
+        """What the message may merge with; None keeps it apart. An ask has a caller of its own and never merges."""
+        if self.reply is not None:
+            return None
+        payload: Any = self.payload
+        key: Hashable = getattr(payload, "coalesce_key", payload.__class__)
+        return key
 
 
 def running_clock() -> Clock:

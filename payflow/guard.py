@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
@@ -206,16 +206,21 @@ class Guard:
 
     def _arm(self) -> None:
         self.close()
-        due = self._breaker.next_due()
+        now, due = self._now(), self._breaker.next_due()
+        if due is None and self._breaker.state is State.OPEN:
+            due = self._breaker.admits_at(now)  # only a call ends this wait, so somebody must be told to make one
         if due is not None:
             loop = self._loop or asyncio.get_running_loop()
-            self._timer = loop.call_later(max(due - self._now(), SHORTEST_TIMER_S), self._on_timer)
+            self._timer = loop.call_later(max(due - now, SHORTEST_TIMER_S), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._breaker.tick(self._now())
+        now = self._now()
+        self._breaker.tick(now)
         if self._breaker.epoch != self._epoch:
             self._follow()
+        elif self._breaker.next_due() is None and self._breaker.admits_at(now) == now:
+            self._call_soon(self._on_admission)
         else:
             self._arm()
 
@@ -237,6 +242,9 @@ class BreakerRegistry:
 
     def get(self, name: str) -> Guard | None:
         return self._guards.get(name)
+
+    def __iter__(self) -> Iterator[Guard]:
+        return iter(self._guards.values())
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""

@@ -16,13 +16,12 @@ import asyncio
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
-from enum import StrEnum
 from itertools import islice
 from typing import Any, Final
 
-from payflow.envelope import Clock, Envelope, Reply, running_clock
+from payflow.envelope import Clock, Envelope, Lane, MailboxState, Overflow, Reply, running_clock
 from payflow.errors import ActorStopped, DeadlineExceeded, MailboxClosed, MailboxFull
-from payflow.mailbox_stats import BUCKET_BOUNDS_S, DropReason, Histogram, MailboxStats
+from payflow.mailbox_stats import BUCKET_BOUNDS_S, DropReason, MailboxStats, Tally
 from payflow.parking import Parking
 
 __all__ = ["Clock", "DropReason", "Envelope", "Lane", "Mailbox", "MailboxState", "MailboxStats", "Overflow"]
@@ -31,36 +30,6 @@ __all__ = ["Clock", "DropReason", "Envelope", "Lane", "Mailbox", "MailboxState",
 SYSTEM_LANE_CAPACITY: Final = 1024
 
 DeadLetterSink = Callable[[str, Envelope, DropReason, str], None]  # actor id, message, reason, detail
-
-
-class Overflow(StrEnum):
-    """What a full mailbox does. Only `block` and `reject` never lose an accepted message."""
-
-    BLOCK = "block"
-    REJECT = "reject"
-    DROP_OLDEST = "drop_oldest"
-    DROP_NEWEST = "drop_newest"
-    COALESCE = "coalesce"
-
-
-class Lane(StrEnum):
-    """The system lane is always served first and does not count against the capacity."""
-
-    SYSTEM = "system"
-    USER = "user"
-
-
-class MailboxState(StrEnum):
-    """open <-> paused, then closing -> closed."""
-
-    OPEN = "open"
-    PAUSED = "paused"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-def _no_sink(_actor_id: str, _envelope: Envelope, _reason: DropReason, _detail: str) -> None:
-    """Dead letters of a mailbox that stands alone go nowhere; they are counted all the same."""
 
 
 class Mailbox:
@@ -73,7 +42,7 @@ class Mailbox:
         overflow: Overflow,
         actor_id: str = "mailbox",
         clock: Clock | None = None,
-        dead_letters: DeadLetterSink = _no_sink,
+        dead_letters: DeadLetterSink | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity of {actor_id} must be at least 1, is {capacity}")
@@ -97,11 +66,7 @@ class Mailbox:
         # True while a message only needs room to be accepted: neither closed nor coalescing.
         self._plain = self._overflow is not Overflow.COALESCE
 
-        self._accepted = self._processed = self._rejected = self._coalesced = 0
-        self._in_flight = self._high_water = self._late_replies = 0
-        self._dropped = dict.fromkeys(DropReason, 0)
-        self._wait = Histogram()
-        self._handle = Histogram()
+        self._tally = Tally()
 
     # -------------------------------------------------------------- sending
     def tell(self, message: Any, *, trace_id: str | None = None) -> bool:
@@ -153,12 +118,12 @@ class Mailbox:
     def offer(self, envelope: Envelope) -> bool:
         """Accept an envelope or refuse it, now. The one door for everything that does not wait."""
         if self._state is MailboxState.CLOSING or self._state is MailboxState.CLOSED:
-            self._rejected += 1
+            self._tally.rejected += 1
             raise MailboxClosed(self._actor_id, self._close_reason)
         if self._overflow is Overflow.COALESCE and self._merge(envelope):
             return True
         if len(self._user) >= self._capacity and not self._make_room():
-            self._rejected += 1
+            self._tally.rejected += 1
             if self._overflow is Overflow.DROP_NEWEST and envelope.reply is None:
                 return False  # silent towards a tell; an ask has to hear it at once
             raise self._full(self._user, self._capacity)
@@ -170,17 +135,18 @@ class Mailbox:
         if len(self._user) < self._capacity or self._state in (MailboxState.CLOSING, MailboxState.CLOSED):
             return False
         if self._overflow is Overflow.COALESCE:
-            return _key_of(envelope) not in self._keys
+            return envelope.coalesce_key not in self._keys
         return self._overflow is Overflow.BLOCK
 
     def _admit(self, envelope: Envelope) -> None:
-        self._accepted += 1
-        envelope.seq = self._accepted
+        tally = self._tally
+        tally.accepted += 1
+        envelope.seq = tally.accepted
         envelope.enqueued_at = self._clock()
         self._user.append(envelope)
         depth = len(self._user)
-        if depth > self._high_water:
-            self._high_water = depth
+        if depth > tally.high_water:  # noqa: PLR1730 - max() is a call and costs twice as much, for every message
+            tally.high_water = depth
         if self._receiver is not None and depth >= self._wanted:
             self._wake_receiver()
 
@@ -193,7 +159,7 @@ class Mailbox:
 
     def _merge(self, envelope: Envelope) -> bool:
         """Put the newest content into the queued message of the same key, which keeps its place and its age."""
-        key = _key_of(envelope)
+        key = envelope.coalesce_key
         if key is None:
             return False
         queued = self._keys.get(key)
@@ -204,7 +170,7 @@ class Mailbox:
         queued.payload = envelope.payload
         queued.deadline = envelope.deadline
         queued.trace_id = envelope.trace_id
-        self._coalesced += 1
+        self._tally.coalesced += 1
         return True
 
     def _expire(self, envelope: Envelope, reply: Reply) -> None:
@@ -243,10 +209,11 @@ class Mailbox:
         """
         if self._system:
             return self._system.popleft()
-        if self._state is MailboxState.PAUSED or not self._user:
+        return self._take_user(self._clock() if now is None else now)
+
+    def _take_user(self, now: float) -> Envelope | None:
+        if self._state is MailboxState.PAUSED:
             return None
-        if now is None:
-            now = self._clock()
         while self._user:
             envelope = self._user.popleft()
             if self._parking:
@@ -256,10 +223,11 @@ class Mailbox:
             if (envelope.abandoned or envelope.deadline is not None) and self._skip(envelope, now):
                 continue
             envelope.taken_at = now
-            self._in_flight += 1
+            tally = self._tally
+            tally.in_flight += 1
             waited_s = now - envelope.enqueued_at
-            self._wait.counts[bisect_left(BUCKET_BOUNDS_S, waited_s)] += 1
-            self._wait.sum_s += waited_s
+            tally.wait_counts[bisect_left(BUCKET_BOUNDS_S, waited_s)] += 1
+            tally.wait_sum_s += waited_s
             return envelope
         return None
 
@@ -270,11 +238,9 @@ class Mailbox:
     def take_batch(self, max_items: int) -> list[Envelope]:
         """Take up to `max_items` user messages that are worth handling, without waiting."""
         batch: list[Envelope] = []
-        commands, self._system = self._system, deque()  # a batch is user messages only
         now = self._clock()
-        while len(batch) < max_items and (envelope := self.take(now)) is not None:
+        while len(batch) < max_items and (envelope := self._take_user(now)) is not None:
             batch.append(envelope)
-        self._system = commands
         return batch
 
     def _admit_parked(self) -> None:
@@ -338,11 +304,12 @@ class Mailbox:
     def done(self, envelope: Envelope, reply: Any = None, *, error: BaseException | None = None) -> float:
         """End the in-flight period of a message that was handled, answer its asker, return the time noted."""
         now = self._clock()
-        self._in_flight -= 1
-        self._processed += 1
+        tally = self._tally
+        tally.in_flight -= 1
+        tally.processed += 1
         handled_s = now - envelope.taken_at
-        self._handle.counts[bisect_left(BUCKET_BOUNDS_S, handled_s)] += 1
-        self._handle.sum_s += handled_s
+        tally.handle_counts[bisect_left(BUCKET_BOUNDS_S, handled_s)] += 1
+        tally.handle_sum_s += handled_s
         if envelope.reply is not None:
             self.answer(envelope, reply, error=error)
         if self._joiners:
@@ -355,7 +322,7 @@ class Mailbox:
         if future is None:
             return
         if future.done():
-            self._late_replies += 1
+            self._tally.late_replies += 1
         elif error is not None:
             future.set_exception(error)
         else:
@@ -363,12 +330,13 @@ class Mailbox:
 
     def discard(self, envelope: Envelope, reason: DropReason, *, error: BaseException, detail: str = "") -> None:
         """End the in-flight period of a message that was not handled to its end: poison, or cut off by a stop."""
-        self._in_flight -= 1
+        self._tally.in_flight -= 1
         self._drop(envelope, reason, error, detail)
 
     def _drop(self, envelope: Envelope, reason: DropReason, error: BaseException, detail: str = "") -> None:
-        self._dropped[reason] += 1
-        self._dead_letters(self._actor_id, envelope, reason, detail)
+        self._tally.dropped[reason] += 1
+        if self._dead_letters is not None:
+            self._dead_letters(self._actor_id, envelope, reason, detail)
         future, envelope.reply = envelope.reply, None
         if future is not None and not future.done():
             future.set_exception(error)
@@ -376,16 +344,16 @@ class Mailbox:
             self._wake_joiners()
 
     def _forget_key(self, envelope: Envelope) -> None:
-        key = _key_of(envelope)
+        key = envelope.coalesce_key
         if self._keys.get(key) is envelope:
             del self._keys[key]
 
     async def join(self, *, timeout_s: float) -> bool:
         """Wait until everything accepted so far is settled (handled, not just taken); False when time ran out."""
-        if self.settled_total >= self._accepted:
+        if self.settled_total >= self._tally.accepted:
             return True
         settled: asyncio.Future[None] = self._loop.create_future()
-        self._joiners[settled] = self._accepted
+        self._joiners[settled] = self._tally.accepted
         try:
             await asyncio.wait([settled], timeout=timeout_s)
         finally:
@@ -443,42 +411,32 @@ class Mailbox:
         return self._state
 
     @property
-    def close_reason(self) -> str:
-        """Return the reason of the first close, empty while open."""
-        return self._close_reason
-
-    @property
     def accepted_total(self) -> int:
         """Return how many user messages were ever accepted; equals the newest seq."""
-        return self._accepted
+        return self._tally.accepted
 
     @property
     def settled_total(self) -> int:
         """Return how many accepted messages are over: handled or dropped."""
-        return self._accepted - len(self._user) - self._in_flight
+        return self._tally.accepted - len(self._user) - self._tally.in_flight
 
     def peek(self, limit: int) -> list[Envelope]:
         """Return the first queued user messages for inspection; the caller redacts and changes nothing."""
         return list(islice(self._user, limit))
 
+    def load(self) -> tuple[int, int, float]:
+        """Return (depth, capacity, age of the oldest message); `stats` without the price of its histograms."""
+        return len(self._user), self._capacity, self._age(self._user)
+
     def stats(self) -> MailboxStats:
         """Return all numbers as of now."""
-        return MailboxStats(
+        return self._tally.view(
             capacity=self._capacity,
             depth=len(self._user),
-            high_water=self._high_water,
             oldest_age_s=self._age(self._user),
             blocked_senders=len(self._parking),
-            in_flight=self._in_flight,
-            accepted_total=self._accepted,
-            processed_total=self._processed,
-            rejected_total=self._rejected + self._parking.refused_total,
-            coalesced_total=self._coalesced,
-            dropped_total=dict(self._dropped),
-            late_replies_total=self._late_replies,
-            blocked_seconds_total=self._parking.blocked_s,
-            wait_seconds=self._wait.view(),
-            handle_seconds=self._handle.view(),
+            refused_parked=self._parking.refused_total,
+            blocked_s=self._parking.blocked_s,
         )
 
     def _age(self, lane: deque[Envelope]) -> float:
@@ -486,12 +444,3 @@ class Mailbox:
 
     def _full(self, lane: deque[Envelope], capacity: int) -> MailboxFull:
         return MailboxFull(self._actor_id, depth=len(lane), capacity=capacity, oldest_age_s=self._age(lane))
-
-
-def _key_of(envelope: Envelope) -> Hashable:
-    """Return what the message may merge with; None keeps it apart. An ask has a caller of its own and never merges."""
-    if envelope.reply is not None:
-        return None
-    payload: Any = envelope.payload
-    key: Hashable = getattr(payload, "coalesce_key", payload.__class__)
-    return key

@@ -10,7 +10,6 @@ Balance, true after every step and held by a property test:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -42,26 +41,6 @@ class HistogramView:
         return sum(self.counts[: self.bounds_s.index(bound_s) + 1])
 
 
-class Histogram:
-    """Seconds sorted into fixed buckets."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKET_BOUNDS_S) + 1)
-        self.sum_s = 0.0
-
-    # A mailbox observes twice per message and writes these two lines out in place: a call costs as much as they do.
-    def observe(self, seconds: float) -> None:
-        """Count one observation."""
-        self.counts[bisect_left(BUCKET_BOUNDS_S, seconds)] += 1
-        self.sum_s += seconds
-
-    def view(self) -> HistogramView:
-        """Return a frozen copy."""
-        return HistogramView(BUCKET_BOUNDS_S, tuple(self.counts), self.sum_s)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxStats:
     """One mailbox at one moment. Totals only grow; the rest are gauges."""
@@ -81,3 +60,60 @@ class MailboxStats:
     blocked_seconds_total: float
     wait_seconds: HistogramView
     handle_seconds: HistogramView
+
+
+class Tally:
+    """The numbers while they change. The mailbox writes them in place: a call costs more than the counting."""
+
+    __slots__ = (
+        "accepted",
+        "coalesced",
+        "dropped",
+        "handle_counts",
+        "handle_sum_s",
+        "high_water",
+        "in_flight",
+        "late_replies",
+        "processed",
+        "rejected",
+        "wait_counts",
+        "wait_sum_s",
+    )
+
+    def __init__(self) -> None:
+        self.accepted = self.processed = self.rejected = self.coalesced = 0
+        self.in_flight = self.high_water = self.late_replies = 0
+        self.dropped = dict.fromkeys(DropReason, 0)
+        self.wait_counts = [0] * (len(BUCKET_BOUNDS_S) + 1)
+        self.wait_sum_s = 0.0
+        self.handle_counts = [0] * (len(BUCKET_BOUNDS_S) + 1)
+        self.handle_sum_s = 0.0
+
+    def view(
+        self,
+        *,
+        capacity: int,
+        depth: int,
+        oldest_age_s: float,
+        blocked_senders: int,
+        refused_parked: int,
+        blocked_s: float,
+    ) -> MailboxStats:
+        """Return a frozen copy, completed by what the queue and the parked senders know."""
+        return MailboxStats(
+            capacity=capacity,
+            depth=depth,
+            high_water=self.high_water,
+            oldest_age_s=oldest_age_s,
+            blocked_senders=blocked_senders,
+            in_flight=self.in_flight,
+            accepted_total=self.accepted,
+            processed_total=self.processed,
+            rejected_total=self.rejected + refused_parked,
+            coalesced_total=self.coalesced,
+            dropped_total=dict(self.dropped),
+            late_replies_total=self.late_replies,
+            blocked_seconds_total=blocked_s,
+            wait_seconds=HistogramView(BUCKET_BOUNDS_S, tuple(self.wait_counts), self.wait_sum_s),
+            handle_seconds=HistogramView(BUCKET_BOUNDS_S, tuple(self.handle_counts), self.handle_sum_s),
+        )

@@ -66,18 +66,16 @@ class Report:
         return EXIT_BUDGET_EXCEEDED if self.abandoned else EXIT_CLEAN
 
 
-def default_phases() -> tuple[Phase, ...]:
-    """Return the seven phases, still without tasks."""
-    return tuple(Phase(name, float(deadline_s)) for name, deadline_s in DEADLINES_S.items())
+DEFAULT_PHASES: Final = tuple(Phase(name, float(deadline_s)) for name, deadline_s in DEADLINES_S.items())
 
 
 class Shutdown:
     """Run the phases once, after `begin`. Belongs to one loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Emit, phases: tuple[Phase, ...] | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Emit, phases: tuple[Phase, ...] = DEFAULT_PHASES) -> None:
         self._loop = loop
         self._emit = emit
-        self._phases = {phase.name: phase for phase in (default_phases() if phases is None else phases)}
+        self._phases = {phase.name: phase for phase in phases}
         self._reason: str | None = None
         self._begun = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -100,7 +98,7 @@ class Shutdown:
         self._phases[phase_name] = replace(phase, tasks={**phase.tasks, task_name: task})
 
     def begin(self, reason: str) -> None:
-        """Begin to shut down; the second time, cut every remaining grace to zero. Safe in threads and signal handlers."""
+        """Begin to shut down; called again, cut all remaining graces to zero. Safe in threads and signal handlers."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left that could be shut down
             self._loop.call_soon_threadsafe(self._begin, reason)
 
@@ -159,7 +157,13 @@ class Shutdown:
         report = PhaseReport(phase.name, self._loop.time() - started_at, left, failed)
         if left:
             self._emit("shutdown.phase_timeout", phase=phase.name, left=list(left))
-        self._emit("shutdown.phase_ended", phase=phase.name, duration_s=report.duration_s, left=list(left), failed=list(failed))
+        self._emit(
+            "shutdown.phase_ended",
+            phase=phase.name,
+            duration_s=report.duration_s,
+            left=list(left),
+            failed=list(failed),
+        )
         return report
 
     async def _wait(self, tasks: Iterable[asyncio.Task[None]], deadline_s: float) -> None:

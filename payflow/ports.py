@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from payflow.core.ledger import AccountBalance, Booking, CurrencyBalance, Delivery, Entry
-from payflow.core.outbox import Accepted, Backlog, Outcome, PendingRow, Refusal, Submit, Write
-from payflow.core.payment import EventType, Payment, Status
+from payflow.core.outbox import Accepted, Backlog, Outcome, PendingRow, Submit, Write
+from payflow.core.payment import EventType, Payment, Refusal, Status
 
 
 # ------------------------------------------------------------------ clock, ids, chance

@@ -20,12 +20,13 @@ from types import FrameType
 from typing import Final
 
 from payflow.errors import DependencyUnavailable, PayflowError, RestartIntensityExceeded, StartFailed
-from payflow.phases import DEADLINES_S, EXIT_CLEAN, Leftovers, Phase, PhaseReport, Report, Shutdown
+from payflow.phases import DEADLINES_S, DEFAULT_PHASES, EXIT_CLEAN, Leftovers, Phase, PhaseReport, Report, Shutdown
 from payflow.watchdog import EXIT_BUDGET_EXCEEDED, Emit, LoopWatchdog
 
 __all__ = [
     "BUDGET_S",
     "DEADLINES_S",
+    "DEFAULT_PHASES",
     "EXIT_BUDGET_EXCEEDED",
     "EXIT_BUG",
     "EXIT_CLEAN",
@@ -65,8 +66,10 @@ class ProcessControl:
     - A main that ends by itself after `up()` has the phases run as well, so that logs and metrics are flushed.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, emit: Emit, budget_s: float) -> None:
-        self.shutdown = Shutdown(loop, emit)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, emit: Emit, budget_s: float, phases: tuple[Phase, ...]
+    ) -> None:
+        self.shutdown = Shutdown(loop, emit, phases)
         self.watchdog = LoopWatchdog(emit)
         self._loop = loop
         self._budget_s = budget_s
@@ -167,7 +170,14 @@ class ProcessControl:
 Main = Callable[[ProcessControl], Awaitable[None]]
 
 
-def run(main: Main, *, emit: Emit, budget_s: float = BUDGET_S, use_uvloop: bool | None = None) -> int:
+def run(
+    main: Main,
+    *,
+    emit: Emit,
+    budget_s: float = BUDGET_S,
+    phases: tuple[Phase, ...] = DEFAULT_PHASES,
+    use_uvloop: bool | None = None,
+) -> int:
     """Run `main` as this process and return its exit code; see `ProcessControl` for what main has to do.
 
     Call it once, from the main thread, and leave with the code. SIGINT and SIGTERM are ignored from then on, for the
@@ -176,7 +186,7 @@ def run(main: Main, *, emit: Emit, budget_s: float = BUDGET_S, use_uvloop: bool 
     assert threading.current_thread() is threading.main_thread()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(use_uvloop)) as runner:
-            control = ProcessControl(runner.get_loop(), emit=emit, budget_s=budget_s)
+            control = ProcessControl(runner.get_loop(), emit=emit, budget_s=budget_s, phases=phases)
             for signum in _SIGNALS:
                 signal.signal(signum, control.on_signal)
             control.live(main, runner)

@@ -29,6 +29,7 @@ from payflow.inspection import (
     SnapshotView,
     actor_node,
     peek,
+    render_text,
     take_snapshot,
 )
 from payflow.instance import last_line
@@ -416,6 +417,10 @@ class System:
     async def snapshot(self, actor_id: str, timeout_s: float) -> SnapshotView:
         """Ask for a fresh snapshot; answer with the last published one when the actor is busy."""
         return await take_snapshot(self._slots[actor_id], timeout_s=timeout_s, clock=self._clock)
+
+    def published(self, actor_id: str) -> object | None:
+        """Return the snapshot that an actor published last, however old; no waiting."""
+        return self._slots[actor_id].home.snapshot
 
     def stack(self, actor_id: str) -> tuple[Frame, ...]:
         """Return where the handler waits: own frames, innermost last, no variables."""

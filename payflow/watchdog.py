@@ -23,7 +23,7 @@ from os import _exit as end_process
 from sys import _current_frames as current_frames
 from typing import Final, Protocol
 
-# Cost of the thread and the tick: not measurable, 1.007 M against 0.905 M msg/s is inside the noise (docs/performance.md).
+# What thread and tick cost cannot be measured: 1.007 M against 0.905 M msg/s is noise (docs/performance.md).
 INTERVAL_S: Final = 0.05
 BLOCKED_AFTER_S: Final = 0.25
 SECOND_SAMPLE_AFTER_S: Final = 1.0

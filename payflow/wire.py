@@ -183,7 +183,7 @@ class _Incoming(msgspec.Struct):
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     amount: _Amount
     # The form only: a consumer older than a new currency has to book it all the same.
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
     authorized_amount: _Amount
     captured_amount: _Total
     refunded_amount: _Total

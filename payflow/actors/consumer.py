@@ -104,8 +104,8 @@ class Consumer(Actor):
         self,
         *,
         ledger: Ledger,
-        open_source: Callable[[str], RecordSource],
-        open_dead_letters: Callable[[str], EventLog],
+        open_source: Callable[[str, str | None], RecordSource],
+        open_dead_letters: Callable[[str, str | None], EventLog],
         bootstrap: str | None,
         outbox: ActorRef | None,
         clock: Clock,
@@ -117,6 +117,7 @@ class Consumer(Actor):
         self._open_source = open_source
         self._open_dead_letters = open_dead_letters
         self._bootstrap = bootstrap
+        self._broker_id: str | None = None
         self._outbox = outbox
         self._clock = clock
         self._draw = draw
@@ -178,8 +179,8 @@ class Consumer(Actor):
                     self._waiting.extend(record for record in records if record.partition not in self._stopped)
                 case PositionLost(generation=generation) as lost if generation == self._generation:
                     await self._position_lost(lost)
-                case BrokerMoved(bootstrap=bootstrap):
-                    self._bootstrap = bootstrap
+                case BrokerMoved(bootstrap=bootstrap, broker_id=broker_id):
+                    self._bootstrap, self._broker_id = bootstrap, broker_id
                     self._disconnect()
                     self._connect(0)
                 case Reconnect(attempt=attempt):
@@ -274,7 +275,7 @@ class Consumer(Actor):
         record, topic = poison.record, self._settings.topic
         if self._dead_letters is None:
             assert self._bootstrap is not None
-            log = self._open_dead_letters(self._bootstrap)
+            log = self._open_dead_letters(self._bootstrap, self._broker_id)
             self._dead_letters = log
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await log.open()
@@ -362,7 +363,7 @@ class Consumer(Actor):
     def _connect(self, attempt: int) -> None:
         if self._bootstrap is None or self._source is not None or self._draining:
             return
-        self._source = self._open_source(self._bootstrap)
+        self._source = self._open_source(self._bootstrap, self._broker_id)
         self.ctx.spawn(self._open(self._source, attempt), name="connect")
 
     async def _open(self, source: RecordSource, attempt: int) -> None:

@@ -13,8 +13,8 @@ from typing import Final
 
 from payflow.actor import Actor, ActorRef
 from payflow.core.ledger import AccountBalance, CurrencyBalance, Entry
-from payflow.core.outbox import Accepted, Refusal, Submit
-from payflow.core.payment import Payment
+from payflow.core.outbox import Accepted, Submit
+from payflow.core.payment import Payment, Refusal
 from payflow.errors import (
     ActorCrashed,
     ActorStopped,
@@ -75,7 +75,8 @@ class Intake(Actor):
             stack.push_async_callback(reader.close)
             await reader.open()
         stack.push_async_callback(self._front.stop)
-        self._port = await self._front.start()
+        with self.ctx.detached():
+            self._port = await self._front.start()
         self._on_bound(self._port)
 
     async def on_drain(self) -> None:
@@ -91,12 +92,12 @@ class Intake(Actor):
         """Forward to the outbox, or answer Overloaded. No await from the check to the forward: the depth must still hold when we act on it."""
         outbox = self._outbox
         assert outbox is not None, "a Submit reached a process without the ingest role"
-        stats = outbox.load()
-        if stats.depth >= stats.capacity - stats.capacity // 8 or stats.oldest_age_s > self._settings.shed_after_s:
+        depth, capacity, oldest_age_s = outbox.load()
+        if depth >= capacity - capacity // 8 or oldest_age_s > self._settings.shed_after_s:
             self._shed += 1
             if not self._shedding:
                 self._shedding = True
-                self.ctx.emit("intake.shedding", depth=stats.depth, oldest_age_s=round(stats.oldest_age_s, 3))
+                self.ctx.emit("intake.shedding", depth=depth, oldest_age_s=round(oldest_age_s, 3))
             return Overloaded(retry_after_s=RETRY_AFTER_S)
         if self._shedding:
             self._shedding = False

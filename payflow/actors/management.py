@@ -56,7 +56,8 @@ class Management(Actor):
     async def on_start(self, stack: AsyncExitStack) -> None:
         """Bind first, so that a slow start can be watched."""
         stack.push_async_callback(self._front.stop)
-        self._port = await self._front.start()
+        with self.ctx.detached():
+            self._port = await self._front.start()
         self._on_bound(self._port)
 
     def snapshot(self) -> ManagementSnapshot:

@@ -10,10 +10,10 @@ is sent again; a copy that still lands is dropped by its event id in the ledger.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from payflow.actor import Actor, ActorRef
 from payflow.core.backoff import Backoff
@@ -86,7 +86,7 @@ class Publisher(Actor):
         reader: OutboxReader,
         outbox: ActorRef,
         guard: Guard,
-        open_log: Callable[[str], EventLog],
+        open_log: Callable[[str, str | None], EventLog],
         bootstrap: str | None,
         clock: Clock,
         draw: Callable[[], float],
@@ -98,6 +98,7 @@ class Publisher(Actor):
         self._guard = guard
         self._open_log = open_log
         self._bootstrap = bootstrap
+        self._broker_id: str | None = None
         self._clock = clock
         self._draw = draw
         self._settings = settings
@@ -147,8 +148,8 @@ class Publisher(Actor):
     async def handle(self, message: object) -> None:
         """Every message is a reason to look; only some change what is looked at."""
         match message:
-            case BrokerMoved(bootstrap=bootstrap):
-                self._bootstrap = bootstrap
+            case BrokerMoved(bootstrap=bootstrap, broker_id=broker_id):
+                self._bootstrap, self._broker_id = bootstrap, broker_id
                 self._disconnect()
                 self._connect(0)
             case Reconnect(attempt=attempt):
@@ -341,7 +342,7 @@ class Publisher(Actor):
     def _connect(self, attempt: int) -> None:
         if self._bootstrap is None or self._log is not None or self._draining:
             return
-        self._log = self._open_log(self._bootstrap)
+        self._log = self._open_log(self._bootstrap, self._broker_id)
         self._own(self._open(self._log, attempt), name="connect")
 
     async def _open(self, log: EventLog, attempt: int) -> None:
@@ -387,7 +388,7 @@ class Publisher(Actor):
             await log.discard(timeout_s=DISCARD_TIMEOUT_S)
 
     # ------------------------------------------------------------------ small things
-    def _own(self, work: object, *, name: str) -> None:
+    def _own(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         task = self.ctx.spawn(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

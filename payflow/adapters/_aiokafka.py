@@ -1,7 +1,8 @@
-"""What aiokafka 0.14 does not offer: the one place that uses its private names. tests/unit/test_aiokafka_internals.py pins them.
+"""What aiokafka 0.14 does not offer: the one place that uses its private names (pinned by test_aiokafka_internals.py).
 
-An idempotent aiokafka producer never gives up, so its `stop()` waits for a dead broker for ever (issue #1101); a consumer's `stop()` can end
-with the CancelledError of one of its own tasks. Both leave tasks and sockets behind. `stop` ends either within a given time.
+An idempotent aiokafka producer never gives up, so its `stop()` waits for a dead broker for ever (issue #1101); a
+consumer's `stop()` can end with the CancelledError of one of its own tasks. Both leave tasks and sockets behind. `stop`
+here ends either within a given time.
 """
 
 from __future__ import annotations
@@ -15,16 +16,46 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
-LOGGER_NAME: Final = "aiokafka"
+LOGGER_NAMES: Final = (
+    "aiokafka",
+    "aiokafka.cluster",
+    "aiokafka.conn",
+    "aiokafka.consumer.fetcher",
+    "aiokafka.producer.sender",
+)
 SEVER_TIMEOUT_S: Final = 0.2  # of the time to stop, kept for severing; it takes a few turns of the loop
 _PARTS: Final = ("_sender", "_message_accumulator", "client", "_fetcher", "_coordinator", "_client")
 
 
-def pin_log_level() -> None:
-    """Keep aiokafka from logging keys and values, which it does at DEBUG, whatever the root logger says."""
-    logger = logging.getLogger(LOGGER_NAME)
-    if logger.level < logging.INFO:
-        logger.setLevel(logging.INFO)
+class _Repeats(logging.Filter):
+    """Passes a message once in `every_s`. A dead broker makes some 40 lines a second otherwise, all alike."""
+
+    def __init__(self, every_s: float) -> None:
+        super().__init__()
+        self._every_s = every_s
+        self._last: dict[str, float] = {}  # bounded: aiokafka's message templates are constants
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        last = self._last.get(str(record.msg))
+        if last is not None and 0 <= record.created - last < self._every_s:
+            return False
+        self._last[str(record.msg)] = record.created
+        return True
+
+
+_REPEATS: Final = _Repeats(every_s=10.0)
+
+
+def tame_logging() -> None:
+    """Keep aiokafka from repeating itself, and from logging keys and values, which it does at DEBUG.
+
+    The level is pinned on aiokafka's own logger, so a root logger at DEBUG changes nothing.
+    """
+    for name in LOGGER_NAMES:
+        logging.getLogger(name).addFilter(_REPEATS)  # adding twice is adding once
+    parent = logging.getLogger("aiokafka")
+    if parent.level < logging.INFO:
+        parent.setLevel(logging.INFO)
 
 
 def network_client(client: AIOKafkaProducer | AIOKafkaConsumer) -> AIOKafkaClient:
@@ -41,8 +72,9 @@ def sender_task(producer: AIOKafkaProducer) -> asyncio.Task[None]:
 def take_back_sequence(producer: AIOKafkaProducer, topic: str, partition: int, records: int) -> None:
     """Make the next batch of the partition follow the last one that the broker took.
 
-    aiokafka counts a batch when it is first sent, also when the broker then refuses it; without this the next one fails with
-    OutOfOrderSequenceNumber. Only right while no later batch of the partition has been handed to the producer.
+    aiokafka counts a batch when it is first sent, also when the broker then refuses it; without this the next one
+    fails with OutOfOrderSequenceNumber (seen on Kafka 4.1). Only right while no later batch of the partition has been
+    handed to the producer.
     """
     producer._txn_manager.increment_sequence_number(TopicPartition(topic, partition), -records)  # noqa: SLF001
 
@@ -54,7 +86,7 @@ def fetch_task(consumer: AIOKafkaConsumer) -> asyncio.Task[None]:
 
 
 async def stop(client: AIOKafkaProducer | AIOKafkaConsumer, *, timeout_s: float) -> bool:
-    """Stop within `timeout_s`; False when the client had to be severed. When cancelled it severs at once and passes the cancellation on."""
+    """Stop within `timeout_s`; False when the client had to be severed. A cancellation severs at once and goes on."""
     politely = False
     try:
         async with asyncio.timeout(max(0.0, timeout_s - SEVER_TIMEOUT_S)):
@@ -77,14 +109,14 @@ async def stop(client: AIOKafkaProducer | AIOKafkaConsumer, *, timeout_s: float)
 
 
 def sever(client: AIOKafkaProducer | AIOKafkaConsumer) -> set[asyncio.Task[Any]]:
-    """Drop the connections with all they hold, cancel every task that works for `client` and return these tasks. Does not wait."""
+    """Drop the connections with all they hold and cancel every task that works for `client`; returns these tasks."""
     client._closed = True  # noqa: SLF001 - or its __del__ complains
     parts = {id(part) for name in _PARTS if (part := getattr(client, name, None)) is not None}
     current = asyncio.current_task()
     tasks = {task for task in asyncio.all_tasks() if task is not current and id(_self_of(task)) in parts}
     for connection in network_client(client)._conns.values():  # noqa: SLF001
         if connection._writer is not None:  # noqa: SLF001
-            # Not close(): that waits until a frozen peer has taken what is buffered, and what is buffered must not arrive any more.
+            # Not close(): a frozen peer would have to take what is buffered first, and that must not arrive any more.
             connection._writer.transport.abort()  # noqa: SLF001
     for task in tasks:
         task.cancel()

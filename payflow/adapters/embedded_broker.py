@@ -1,10 +1,11 @@
-"""The embedded broker: librdkafka's mock cluster in a child process. Real Kafka protocol, memory only, for trying and testing.
+"""The embedded broker: librdkafka's mock cluster in a child process. Real protocol, in memory, to try and test.
 
 Run as `python -m payflow.adapters.embedded_broker` this module is the child. The child
-- stays in our process group but ignores SIGINT and SIGTERM: Ctrl-C must not take the log away before publisher and consumer have drained;
-- ends when its standard input closes, which the kernel does for us whatever kills the parent: no orphan after `kill -9`;
-- prints one line of JSON, {"bootstrap", "broker_id"}, or {"error"}. Standard error goes nowhere: librdkafka writes free text to it.
-Topics appear by themselves with 4 partitions; only the newest 5 MiB of a partition are kept. Start takes about 0.1 s (tests/bench/bench_kafka.py).
+- stays in our process group but ignores SIGINT and SIGTERM: Ctrl-C must not take the log away from a drain;
+- ends when its standard input closes, which the kernel does whatever kills the parent: no orphan after `kill -9`;
+- prints one line of JSON, {"bootstrap", "broker_id"} or {"error"}; its standard error goes nowhere, because librdkafka
+  writes free text to it.
+Topics appear by themselves with 4 partitions; the newest 5 MiB of a partition are kept, older offsets are out of range.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from payflow.errors import BrokerUnavailable, DependencyUnavailable
 START_TIMEOUT_S: Final = 15.0  # a hundred times the usual start: only a machine in trouble gets there
 STOP_TIMEOUT_S: Final = 2.0  # the child does nothing but exit once its standard input is closed
 METADATA_TIMEOUT_S: Final = 10.0
-EXTRA_MISSING: Final = "the embedded broker needs the confluent-kafka package: pip install payflow[embedded], or set KAFKA_BOOTSTRAP_SERVERS"
+EXTRA_MISSING: Final = (
+    "the embedded broker needs the confluent-kafka package: "
+    "pip install payflow[embedded], or name a real cluster in KAFKA_BOOTSTRAP_SERVERS"
+)
 
 
 class EmbeddedBroker:

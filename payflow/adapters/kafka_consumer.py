@@ -1,8 +1,9 @@
-"""The record source on Kafka: an aiokafka consumer that assigns itself all partitions of one topic and starts where it is told.
+"""The record source on Kafka: a consumer that assigns itself all partitions of a topic and starts where it is told.
 
-There is no group membership, so no rebalance. The position that counts is stored with the bookings; what `commit` tells Kafka is for lag tools
-only, so it is a plain request beside the consumer: a missing group right or a coordinator that is away never stops the reading. (Given a
-group_id, aiokafka runs a full group coordinator even for assigned partitions; its errors come out of getmany and its commit never gives up.)
+There is no group membership, so no rebalance. The position that counts is stored with the bookings; what `commit` tells
+Kafka is for lag tools only, so it is a plain request beside the consumer: a missing group right or a lost coordinator
+never stops the reading. (Given a group_id, aiokafka runs a whole group coordinator even for assigned partitions;
+its errors come out of getmany, and its commit never gives up.)
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from payflow.adapters import _aiokafka
 from payflow.errors import BrokerUnavailable, LaneUnavailable, OffsetOutOfRange
 from payflow.ports import LogInfo, Record
 
-FETCH_MAX_BYTES: Final = 8 * 1024 * 1024  # a broker's worth read ahead; aiokafka's own 50 MiB is memory we do not want to lend
+FETCH_MAX_BYTES: Final = 8 * 1024 * 1024  # read ahead per broker; aiokafka's own 50 MiB is more than we want to lend
 RETRY_BACKOFF_MS: Final = 250
 FETCH_WAIT_S: Final = 0.5  # a real broker answers as soon as there is something
-EMBEDDED_FETCH_WAIT_S: Final = 0.05  # the mock lets every empty fetch wait to the end, so this is the latency; 20 fetches/s cost 1 % of a core
+EMBEDDED_FETCH_WAIT_S: Final = 0.05  # the mock lets an empty fetch wait to its end, so this is the longest latency
 METADATA_POLL_S: Final = 0.05
 COMMIT_TIMEOUT_S: Final = 2.0  # informational, so it may not hold up a booking for long
 
@@ -50,9 +51,9 @@ def _translated(doing: str) -> Iterator[None]:
 
 
 class KafkaRecordSource:
-    """A RecordSource: open, seek, fetch. An instance whose `fetch` raised BrokerUnavailable or LaneUnavailable is only good for `close`.
+    """A RecordSource: open, seek, fetch. `log_id` is given for the embedded broker; a real cluster is asked for its id.
 
-    `log_id` is given for the embedded broker; a real cluster is asked for its id.
+    An instance whose `fetch` raised BrokerUnavailable or LaneUnavailable is only good for `close`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class KafkaRecordSource:
     async def open(self) -> LogInfo:
         """Connect and look up the partitions. Leaves nothing behind when it fails."""
         assert self._consumer is None, "open once"
-        _aiokafka.pin_log_level()
+        _aiokafka.tame_logging()
         timeout_ms = int(self._request_timeout_s * 1000)
         self._consumer = consumer = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap,
@@ -108,7 +109,8 @@ class KafkaRecordSource:
         absent = [tp for tp in self._partitions if tp.partition not in positions]
         start = {TopicPartition(self._topic, partition): offset for partition, offset in positions.items()}
         if not start.keys() <= set(self._partitions):
-            raise LaneUnavailable(f"topic {self._topic} has {len(self._partitions)} partitions, positions are stored for {sorted(positions)}")
+            count = len(self._partitions)
+            raise LaneUnavailable(f"topic {self._topic} has {count} partitions, positions are for {sorted(positions)}")
         with _translated("seek"):
             start |= await consumer.beginning_offsets(absent)
         # No await from here: an assigned partition without a position would be an error to the reading task.
@@ -120,7 +122,7 @@ class KafkaRecordSource:
     async def fetch(self, *, max_records: int, timeout_s: float) -> list[Record]:
         """Records in order per partition; empty after the timeout, also while the broker is away (`end_offsets` tells).
 
-        May be cancelled at any time: there is no await between the moment the client moves its position and the return of the records.
+        May be cancelled at any time: no await stands between the client's move of its position and the return.
         """
         consumer = self._opened()
         assert consumer.assignment(), "seek comes first"
@@ -149,7 +151,7 @@ class KafkaRecordSource:
         self._opened().resume(*(TopicPartition(self._topic, partition) for partition in partitions))
 
     async def commit(self, positions: Mapping[int, int]) -> None:
-        """Tell Kafka how far we are. Never raises for a broker that is away or refuses; the next commit tells it anyway."""
+        """Tell Kafka how far we are. Never raises for a broker that is away or refuses: the next one tells it all."""
         client = _aiokafka.network_client(self._opened())
         if not positions:
             return
@@ -186,7 +188,7 @@ class KafkaRecordSource:
         return LogInfo(log_id=log_id, partitions=count)
 
     async def _partition_count(self, client: AIOKafkaClient) -> int:
-        """Ask until a broker knows the topic (the embedded one makes it because we ask) or has had its time to make it known."""
+        """Ask until a broker knows the topic (the embedded one makes it because we ask) or says that it does not."""
         deadline = asyncio.get_running_loop().time() + self._request_timeout_s
         answered = await client.add_topic(self._topic)
         while (partitions := client.cluster.partitions_for_topic(self._topic)) is None:
@@ -224,7 +226,8 @@ class KafkaRecordSource:
             raise BrokerUnavailable("the consumer's fetch task has ended")
         count = len(consumer.partitions_for_topic(self._topic) or ())
         if count > len(self._partitions):
-            raise BrokerUnavailable(f"topic {self._topic} has grown to {count} partitions, {len(self._partitions)} are read: open again")
+            read = len(self._partitions)
+            raise BrokerUnavailable(f"topic {self._topic} has grown to {count} partitions, {read} are read: open again")
 
 
 def _out_of_range(error: Any) -> OffsetOutOfRange:

@@ -1,7 +1,8 @@
-"""The event log on Kafka: an idempotent aiokafka producer that appends whole batches and says what went wrong in our own words.
+"""The event log on Kafka: an idempotent producer that appends whole batches and says what went wrong in our own words.
 
-aiokafka retries what can be retried for ever, so `append` may never return while the broker is gone: the deadline is the caller's, and an
-instance whose append was given up is only good for `discard`. One append at a time per partition, which keeps order through every retry.
+aiokafka retries what can be retried for ever, so `append` may never return while the broker is gone: the deadline is
+the caller's, and an instance whose append was given up is only good for `discard`. One append at a time per
+partition keeps order through every retry.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from payflow.adapters import _aiokafka
 from payflow.errors import BrokerUnavailable, LaneUnavailable, PayflowError, ProducerBroken, RecordRejected
 from payflow.ports import LogInfo, LogRecord
 
-MAX_BATCH_BYTES: Final = 128 * 1024  # some 250 of our events; larger batches were not faster (tests/bench/bench_kafka.py)
+MAX_BATCH_BYTES: Final = 128 * 1024  # some 200 of our events; tests/bench/bench_kafka.py
 MAX_RECORD_BYTES: Final = 1024 * 1024  # just below the broker's own default, message.max.bytes = 1,048,588
 RETRY_BACKOFF_MS: Final = 250
 
-# What an error says about the one who has to act. Any other KafkaError: the broker did not do it, for a reason that is not the record's fault.
+# What an error says about who has to act. Any other: the broker did not do it, and nothing is wrong with the record.
 VERDICTS: Final[dict[type[Exception], type[PayflowError]]] = {
     **dict.fromkeys(
         (
@@ -78,7 +79,11 @@ VERDICTS: Final[dict[type[Exception], type[PayflowError]]] = {
 # The broker answered that it did not take the batch, so the batch's sequence numbers are free again.
 _REFUSALS: Final = (RecordRejected, LaneUnavailable)
 # The metadata has no leader for the partition: a leader election, or the topic is gone.
-_NO_LEADER: Final = (errors.UnknownTopicOrPartitionError, errors.NotLeaderForPartitionError, errors.LeaderNotAvailableError)
+_NO_LEADER: Final = (
+    errors.UnknownTopicOrPartitionError,
+    errors.NotLeaderForPartitionError,
+    errors.LeaderNotAvailableError,
+)
 
 
 def verdict(error: Exception) -> type[PayflowError]:
@@ -95,7 +100,7 @@ def _translated(doing: str) -> Iterator[None]:
 
 
 class KafkaEventLog:
-    """An EventLog. `log_id` is given for the embedded broker, which makes its topics by itself; a real cluster is asked for its id."""
+    """An EventLog. `log_id` is given for the embedded broker, which makes topics by itself; a real cluster is asked."""
 
     def __init__(
         self,
@@ -128,7 +133,7 @@ class KafkaEventLog:
     async def open(self) -> LogInfo:
         """Connect, create what is missing, look up partitions. Leaves nothing behind when it fails."""
         assert self._producer is None, "open once"
-        _aiokafka.pin_log_level()
+        _aiokafka.tame_logging()
         self._producer = producer = AIOKafkaProducer(
             bootstrap_servers=self._bootstrap,
             client_id=self._client_id,
@@ -167,11 +172,11 @@ class KafkaEventLog:
                     _aiokafka.take_back_sequence(producer, topic, partition, count)
                     if count == 1 or isinstance(error, LaneUnavailable):
                         raise
-                    # One of them is bad, or all together are too much: halving finds the part that is good, or the first that is not.
+                    # One is bad, or all are too much: halving finds the part that is good, or the first that is not.
                     records = records[: count // 2]
 
     async def discard(self, *, timeout_s: float) -> None:
-        """Stop within `timeout_s` and sever what does not stop. What is still in the client is never sent afterwards. Idempotent."""
+        """Stop within `timeout_s` and sever what does not stop: nothing is sent afterwards. Idempotent."""
         producer, self._producer = self._producer, None
         if producer is not None:
             self.abandoned = not await _aiokafka.stop(producer, timeout_s=timeout_s)
@@ -189,7 +194,9 @@ class KafkaEventLog:
 
     async def _create_missing(self, *, brokers: int) -> None:
         admin = AIOKafkaAdminClient(
-            bootstrap_servers=self._bootstrap, client_id=self._client_id, request_timeout_ms=int(self._request_timeout_s * 1000)
+            bootstrap_servers=self._bootstrap,
+            client_id=self._client_id,
+            request_timeout_ms=int(self._request_timeout_s * 1000),
         )
         try:
             await admin.start()
@@ -206,7 +213,7 @@ class KafkaEventLog:
             await admin.close()
 
     async def _partitions(self, producer: AIOKafkaProducer, topic: str) -> set[int]:
-        """Partitions of `topic` by the newest metadata; LaneUnavailable only when a broker has said that there is no such topic."""
+        """Partitions of `topic` by the newest metadata; LaneUnavailable only when a broker said that there are none."""
         known: set[int] | None = producer.client.cluster.partitions_for_topic(topic)
         if known is None:
             try:
@@ -249,8 +256,9 @@ def _fill(producer: AIOKafkaProducer, records: Sequence[LogRecord]) -> Any:
     batch = producer.create_batch()
     append = batch.append
     for index, record in enumerate(records):
+        headers = list(record.headers)
         try:
-            place = append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=list(record.headers))
+            place = append(timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=headers)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             if index == 0:
                 raise RecordRejected(f"cannot be encoded: {type(error).__name__}") from error
@@ -272,6 +280,6 @@ async def _cluster_id(producer: AIOKafkaProducer) -> str:
 
 
 def _retrieve(delivered: asyncio.Future[Any]) -> None:
-    """Look at the outcome, also of an append that was given up, or asyncio complains about an exception that nobody saw."""
+    """Look at the outcome of an append that was given up, or asyncio complains about an exception that nobody saw."""
     if not delivered.cancelled():
         delivered.exception()

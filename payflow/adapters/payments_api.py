@@ -102,7 +102,7 @@ def idempotency_key(values: Sequence[str]) -> str:
     """The one key of the request."""
     if len(values) != 1:
         raise Refused(problems.KEY_REPEATED if values else problems.KEY_MISSING, errors=_HEADER_ERRORS[bool(values)])
-    key = idempotency.normal_key(values[0])
+    key = idempotency.normalise_key(values[0])
     if key is None:
         raise Refused(problems.KEY_MALFORMED, errors=_HEADER_ERRORS[2])
     return key

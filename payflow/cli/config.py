@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from payflow.config import ConfigError, Flag, Loaded, Sources, Value, default_toml, load, reference_markdown
+from payflow.config import ConfigError, Flag, Loaded, Problem, Sources, Value, default_toml, load, reference_markdown
 
 BAD_CONFIGURATION: Final = 78
 P = ParamSpec("P")
@@ -38,7 +38,9 @@ def _assignment(ctx: click.Context, param: click.Parameter, given: tuple[str, ..
 
 _PATH: Final = click.Path(path_type=Path)
 _OPTIONS: Final = (
-    click.option("--profile", metavar="NAME", envvar="PAYFLOW_PROFILE", help="Read config/NAME.toml.", show_envvar=True),
+    click.option(
+        "--profile", metavar="NAME", envvar="PAYFLOW_PROFILE", show_envvar=True, help="Read config/NAME.toml."
+    ),
     click.option(
         "--config", "files", metavar="FILE", type=_PATH, multiple=True, help="Read a TOML file; repeatable, later wins."
     ),
@@ -103,7 +105,7 @@ def load_or_exit(
     **named: str | int | None,
 ) -> Loaded:
     """Load the configuration from the flags of `configuration_options` and those in FLAG_KEYS, or end with 78."""
-    flags = [Flag(key, value, f"--set {key}") for key, value in assignments]
+    flags = [Flag(key, value, "--set") for key, value in assignments]
     flags += [
         Flag(FLAG_KEYS[name], str(value), f"--{name.replace('_', '-')}")
         for name, value in named.items()
@@ -121,17 +123,21 @@ def load_or_exit(
         loaded = load(sources)
     except ConfigError as error:
         _refuse(error)
-    for warning in loaded.warnings:
-        click.secho(f"warning: {warning}", fg="yellow", err=True)
+    _tell("warning", "yellow", loaded.warnings)
     return loaded
 
 
 def _refuse(error: ConfigError) -> NoReturn:
-    for warning in error.warnings:
-        click.secho(f"warning: {warning}", fg="yellow", err=True)
-    for problem in error.problems:
-        click.secho(f"error: {problem}", fg="red", err=True)
+    _tell("warning", "yellow", error.warnings)
+    _tell("error", "red", error.problems)
     sys.exit(BAD_CONFIGURATION)
+
+
+def _tell(label: str, colour: str, problems: tuple[Problem, ...]) -> None:
+    # Click leaves colours out where there is no terminal; NO_COLOR is ours to honour.
+    styled = False if os.environ.get("NO_COLOR") else None
+    for problem in problems:
+        click.echo(f"{click.style(label, fg=colour, bold=True)}: {problem}", err=True, color=styled)
 
 
 # ------------------------------------------------------------------ payflow config
@@ -144,7 +150,7 @@ def config() -> None:
     """
 
 
-@config.command()
+@config.command(short_help="Print each effective value, and where it was set.")
 @configuration_options
 @click.option("--origin", is_flag=True, help="Also print the layer, and the file, variable or flag, of each value.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -166,7 +172,7 @@ def show(*, origin: bool, as_json: bool, **flags: Any) -> None:
         click.echo("\n".join(_as_toml(values, origin=origin)))
 
 
-@config.command()
+@config.command(short_help="Print every problem, or that there is none.")
 @configuration_options
 def check(**flags: Any) -> None:
     """Check the configuration and start nothing. Prints every problem at once and exits 78, or 0 when there is none.
@@ -179,7 +185,7 @@ def check(**flags: Any) -> None:
     click.echo("configuration is valid")
 
 
-@config.command()
+@config.command(short_help="Print every key with its meaning.")
 @click.option(
     "--format",
     "form",

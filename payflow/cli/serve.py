@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from payflow import app
+from payflow.app import serve as run_until_stopped
 from payflow.cli.config import configuration_options, load_or_exit
 from payflow.config import ROLES
 
@@ -42,4 +42,4 @@ def serve(**flags: Any) -> None:
 
     Exits with 69 when a port, database or lock is not available, 78 on a bad configuration (see payflow config check).
     """
-    sys.exit(app.serve(load_or_exit(**flags).settings))
+    sys.exit(run_until_stopped(load_or_exit(**flags).settings))

@@ -30,7 +30,7 @@ def check(rules: tuple[Rule, ...], settings: Settings, origins: Mapping[str, Ori
     found = []
     for rule in rules:
         if bad.isdisjoint(rule.keys) and (message := rule.broken(settings)):
-            origin = max((origins[key] for key in rule.keys), key=lambda origin: list(Layer).index(origin.layer))
+            origin = max((origins[key] for key in rule.keys), key=lambda origin: origin.layer.rank)
             found.append(Problem(origin, rule.keys[0], message))
     return found
 

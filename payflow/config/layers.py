@@ -46,6 +46,11 @@ class Layer(StrEnum):
     ENVIRONMENT = "environment"
     FLAG = "flag"
 
+    @property
+    def rank(self) -> int:
+        """Place in the order of the layers."""
+        return list(Layer).index(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

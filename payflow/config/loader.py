@@ -59,6 +59,7 @@ def load(sources: Sources) -> Loaded:
     warnings += short_tokens(settings, origins)
     warnings += secret_warnings(values)
     if problems:
+        problems.sort(key=lambda problem: problem.origin.layer.rank)
         raise ConfigError(tuple(problems), tuple(warnings))
     return Loaded(settings, tuple(values.values()), tuple(warnings))
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, get_args
 
-from payflow.config import texts
 from payflow.config.kinds import (
     Choice,
     Directory,
@@ -26,6 +25,14 @@ from payflow.config.kinds import (
     Several,
     Size,
     Text,
+)
+from payflow.config.texts import (
+    EMBEDDED,
+    read_host,
+    read_kafka_name,
+    read_loopback,
+    read_registry_url,
+    read_servers,
 )
 from payflow.core.breaker import BreakerConfig
 
@@ -53,7 +60,7 @@ class HttpSettings:
         Text(
             "Address the API listens on. Anything but a loopback address opens it to the network.",
             form=_HOST,
-            read=texts.read_host,
+            read=read_host,
         ),
     ] = "127.0.0.1"
     port: Annotated[int, Integer("Port of the API; 0 takes any free one.", least=0, most=_PORT)] = 8080
@@ -84,7 +91,7 @@ class ManagementSettings:
         Text(
             "Address the management port listens on; only loopback is accepted.",
             form="a loopback address such as 127.0.0.1, ::1 or localhost",
-            read=texts.read_loopback,
+            read=read_loopback,
         ),
     ] = "127.0.0.1"
     port: Annotated[int, Integer("Management port; 0 takes any free one.", least=0, most=_PORT)] = 9080
@@ -129,15 +136,15 @@ class KafkaSettings:
             "The cluster, as `host:port` pairs separated by commas, or `embedded`: a memory-only broker in a child "
             "process, for trying and testing, which needs both roles in this process. "
             "Also read from KAFKA_BOOTSTRAP_SERVERS.",
-            form=f'"{texts.EMBEDDED}" or host:port pairs separated by commas',
-            read=texts.read_servers,
+            form=f'"{EMBEDDED}" or host:port pairs separated by commas',
+            read=read_servers,
         ),
-    ] = texts.EMBEDDED
+    ] = EMBEDDED
     topic: Annotated[
-        str, Text("Topic of the payment events.", form="a Kafka topic name", read=texts.read_kafka_name)
+        str, Text("Topic of the payment events.", form="a Kafka topic name", read=read_kafka_name)
     ] = "payment.events"
     dead_letter_topic: Annotated[
-        str, Text("Topic for records that cannot be booked.", form="a Kafka topic name", read=texts.read_kafka_name)
+        str, Text("Topic for records that cannot be booked.", form="a Kafka topic name", read=read_kafka_name)
     ] = "payment.events.dlq"
     partitions: Annotated[
         int, Integer("Partitions of the topic where payflow creates it.", least=1, most=10_000)
@@ -151,14 +158,14 @@ class KafkaSettings:
         ),
     ] = 3
     client_id: Annotated[
-        str, Text("Name of our clients in the broker's logs.", form="a Kafka name", read=texts.read_kafka_name)
+        str, Text("Name of our clients in the broker's logs.", form="a Kafka name", read=read_kafka_name)
     ] = "payflow"
     consumer_group: Annotated[
         str,
         Text(
             "Group under which the ledger's position is committed for lag tools; the position itself is in ledger.db.",
             form="a Kafka name",
-            read=texts.read_kafka_name,
+            read=read_kafka_name,
         ),
     ] = "payflow-ledger"
     request_timeout_s: Annotated[float, Duration("How long one request to a broker may take.")] = 10.0
@@ -221,7 +228,7 @@ class BreakerSettings:
 class RegistrySettings:
     """The registry server, `payflow registry`."""
 
-    host: Annotated[str, Text("Address the registry listens on.", form=_HOST, read=texts.read_host)] = "127.0.0.1"
+    host: Annotated[str, Text("Address the registry listens on.", form=_HOST, read=read_host)] = "127.0.0.1"
     port: Annotated[int, Integer("Port of the registry; 0 takes any free one.", least=0, most=_PORT)] = 8761
 
 
@@ -235,7 +242,7 @@ class HeartbeatSettings:
             "Base URL of a Eureka-compatible registry, such as `http://127.0.0.1:8761/eureka/`; empty is no registry. "
             "Also read from EUREKA_SERVER_URL.",
             form='an http or https URL such as "http://127.0.0.1:8761/eureka/", or empty',
-            read=texts.read_registry_url,
+            read=read_registry_url,
         ),
     ] = ""
 

@@ -73,7 +73,13 @@ class Window:
         self.cursor = 0
 
     def rewind(self) -> None:
-        """Rows before the cursor became pending again; those in the window are skipped when they are met."""
+        """Rows before the cursor became pending again: read everything anew, so that they come in sequence.
+
+        What is in flight, or acknowledged and not yet stored, stays claimed and is skipped when it is met.
+        """
+        for lane in self.lanes:
+            self.release(row.seq for row in lane.queue)
+            lane.queue.clear()
         self.cursor = 0
 
     def load(self, rows: Sequence[PendingRow], place: Callable[[bytes], int]) -> int:

@@ -1,7 +1,7 @@
 """Booking speed of the SQLite ledger: events a second, durable, one transaction a batch.
 
-`python -m tests.bench.bench_ledger [--seconds 3] [--directory DIR]`. The stream is what payments look like: authorize, then
-capture, one in four refunded; merchants as skewed as 500 random ones; ids ascend with time.
+`python -m tests.bench.bench_ledger [--seconds 2] [--directory DIR]`. The stream is what payments look like: authorize,
+then capture, one in four refunded; 500 merchants at random; ids ascend with time.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def id_of(name: str) -> bytes:
     return name.encode().rjust(16, b".")
 
 
-def event(  # noqa: PLR0913
+def event(
     payment: str = "p1",
     version: int = 1,
     kind: EventType | None = None,

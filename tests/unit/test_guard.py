@@ -22,6 +22,7 @@ from payflow.core.breaker import (
 )
 from payflow.errors import CallNotPermitted
 from payflow.guard import SHORTEST_TIMER_S, BreakerRegistry, Guard
+from tests.support.virtual_loop import virtual
 
 WAIT_S = 30.0
 TRIALS = 3
@@ -81,6 +82,11 @@ class LoopFake:
             self.settle()
         self.time = end
         self.settle()
+
+
+class LoopClock:
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
 
 
 @pytest.fixture
@@ -278,6 +284,19 @@ def test_publisher_is_woken_when_calls_may_be_admitted_again(guard: Guard, loop:
     loop.advance(WAIT_S)
 
     assert (opened, woken) == ([], [130.0])
+
+
+def test_publisher_is_woken_at_the_end_of_a_wait_that_only_a_call_ends(loop: LoopFake) -> None:
+    config = BreakerConfig(automatic_transition_from_open_to_half_open_enabled=False)
+    guard = Guard(Breaker("quiet", config, now=loop.now()), loop, loop=loop)
+    woken: list[float] = []
+    guard.on_admission(lambda: woken.append(loop.now()))
+    open_it(guard, loop)
+
+    loop.advance(3600.0)
+
+    assert woken == [pytest.approx(130.001, abs=0.001)]
+    assert (guard.state, len(guard.acquire_many(9))) == (State.OPEN, TRIALS)
 
 
 @pytest.mark.parametrize("how", ["release", "ignored"])
@@ -500,6 +519,37 @@ async def test_decorated_function_keeps_its_name_and_arguments(guard: Guard) -> 
     assert (divide.__name__, divide.__doc__) == ("divide", "Divide.")
 
 
+# ------------------------------------------------------------------ a real loop, virtual time
+@virtual
+async def test_outage_from_the_first_failure_to_the_closing() -> None:
+    """Five calls of 15 s that fail, 30 s of wait, three trials; the timer is the loop's own."""
+    running = asyncio.get_running_loop()
+    clock = LoopClock()
+    guard = Guard(Breaker("kafka-publisher", BreakerConfig(), now=clock.now()), clock)
+    seen: list[tuple[float, State]] = []
+    guard.on_transition(lambda event: seen.append((event.now, event.to_state)))
+    admitting = asyncio.Event()
+    guard.on_admission(admitting.set)
+
+    @guard
+    async def publish(*, up: bool) -> None:
+        async with asyncio.timeout(15.0):
+            await asyncio.sleep(0.05 if up else 3600.0)
+
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            await publish(up=False)
+    await admitting.wait()
+    woken_at = running.time()
+    for _ in range(TRIALS):
+        await publish(up=True)
+    await asyncio.sleep(0)
+
+    assert woken_at == pytest.approx(105.0)
+    assert [state for _, state in seen] == [State.OPEN, State.HALF_OPEN, State.CLOSED]
+    assert [now for now, _ in seen] == pytest.approx([75.0, 105.0, 105.15])
+
+
 # ------------------------------------------------------------------ registry
 def test_registry_gives_the_same_guard_by_name_and_makes_none(loop: LoopFake) -> None:
     configs = {"ledger": BreakerConfig(), "kafka-publisher": BreakerConfig(sliding_window_size=7)}
@@ -517,7 +567,7 @@ def test_registry_gives_the_same_guard_by_name_and_makes_none(loop: LoopFake) ->
 
 def test_registry_counts_time_from_its_making_and_stops_every_timer(loop: LoopFake) -> None:
     registry = BreakerRegistry({"one": BreakerConfig(), "two": BreakerConfig()}, loop, loop=loop)
-    guards = [guard for name in registry.names() if (guard := registry.get(name))]
+    guards = list(registry)
     for guard in guards:
         loop.time += 1.0
         guard.transition(State.OPEN)

@@ -143,6 +143,17 @@ def test_slow_calls_open_the_breaker_though_nothing_fails() -> None:
     assert breaker.state is State.OPEN
 
 
+@pytest.mark.parametrize("bad", [SLOW, FAILED])
+def test_rate_is_judged_with_every_call_above_the_minimum(bad: Outcome) -> None:
+    breaker = make()
+    call(breaker, *[FAST] * 5, *[bad] * 4)
+    before = breaker.state
+
+    call(breaker, bad)
+
+    assert (before, breaker.state) == (State.CLOSED, State.OPEN)
+
+
 def test_call_of_exactly_the_slow_duration_is_not_slow() -> None:
     breaker = make()
 

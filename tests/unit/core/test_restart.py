@@ -29,7 +29,9 @@ def policy(
     return RestartPolicy(strategy, max_restarts=max_restarts, within_s=within_s, children=rules)
 
 
-def crash(subject: RestartPolicy, now: float, child_id: str = "b", *, cause: str = "boom", draw: float = 1.0) -> Decision:
+def crash(
+    subject: RestartPolicy, now: float, child_id: str = "b", *, cause: str = "boom", draw: float = 1.0
+) -> Decision:
     return subject.on_exit(child_id, reason="crashed", cause=cause, now=now, draw=draw)
 
 
@@ -207,7 +209,8 @@ def test_all_problems_of_a_policy_are_in_one_error() -> None:
     with pytest.raises(ValueError) as caught:
         policy(children("a", "a", "b", "b"), max_restarts=-1, within_s=0)
 
-    assert all(text in str(caught.value) for text in ("max_restarts", "within_s", "'a' is used twice", "'b' is used twice"))
+    texts = ("max_restarts", "within_s", "'a' is used twice", "'b' is used twice")
+    assert all(text in str(caught.value) for text in texts)
 
 
 # ------------------------------------------------------------------ restart types

@@ -435,7 +435,7 @@ async def test_sv_32_the_pipeline_empties_from_the_front() -> None:
 
 
 # ------------------------------------------------------------------ exit codes, memory
-def caused(error: BaseException, cause: BaseException) -> BaseException:
+def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
 
