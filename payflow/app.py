@@ -169,7 +169,13 @@ class App:
             published_retention_s=storage.published_retention_s,
             probe_interval_s=storage.probe_interval_s,
         )
-        return Outbox(store, publisher=self.system.ref("publisher"), clock=self._clock, settings=settings)
+        return Outbox(
+            store,
+            publisher=self.system.ref("publisher"),
+            broker=self.system.ref("broker") if self._embedded else None,
+            clock=self._clock,
+            settings=settings,
+        )
 
     def _publisher(self) -> Publisher:
         kafka = self._settings.kafka
@@ -212,6 +218,7 @@ class App:
             open_dead_letters=self._event_log,
             bootstrap=None if self._embedded else kafka.bootstrap_servers,
             outbox=self.system.ref("outbox") if self._ingest else None,
+            broker=self.system.ref("broker") if self._embedded else None,
             clock=self._clock,
             draw=random.random,
             settings=settings,

@@ -92,6 +92,7 @@ class Figures:
             "payflow_consumer_paused": counted.paused,
             "payflow_consumer_rebuilt_total": counted.rebuilt_total,
             "payflow_ledger_entries_total": counted.entries_total,
+            "payflow_ledger_events_total": counted.booked_total,
             "payflow_ledger_duplicates_total": counted.duplicates_total,
             "payflow_ledger_out_of_order_total": counted.out_of_order_total,
             "payflow_offset_out_of_range_total": counted.offset_out_of_range_total,

@@ -188,7 +188,7 @@ async def take_snapshot(slot: ActorSlot, *, timeout_s: float, clock: Clock) -> S
 # ------------------------------------------------------------------ text
 def render_text(tree: Node) -> str:
     """Draw the tree with a depth bar per mailbox."""
-    width = max(depth * 3 + len(node.id) for node, depth in _depths(tree)) + 1
+    width = max(depth * 3 + len(node.id) for node, depth in _depths(tree))
     return "\n".join(_lines(tree, "", "", width))
 
 
@@ -207,13 +207,12 @@ def _lines(node: Node, head: str, tail: str, width: int) -> Iterator[str]:
 
 def _describe(node: Node) -> str:
     state = "BACKING" if node.state is ActorState.BACKING_OFF else str(node.state)
-    if node.kind == "supervisor":
-        note = f"restarts {node.restarts_in_window}/{node.max_restarts}"
-        return f"{node.strategy:<13} {state:<9} up {_duration(node.since_s)}  {note}{_last_error(node)}"
+    head = f"{node.strategy or '':<13} {state:<9}"
+    if node.mailbox is None:
+        return f"{head} up {_duration(node.since_s):<9} restarts {node.restarts_in_window}/{node.max_restarts}{_last_error(node)}"
     box = node.mailbox
-    assert box is not None
     level = f"{box.depth}/{box.capacity}"
-    return f"{state:<9} mbox {_bar(box.depth, box.capacity)} {level:<10} age {box.oldest_age_s:.1f}s{_note(node)}"
+    return f"{head} mbox {_bar(box.depth, box.capacity)} {level:<10} age {box.oldest_age_s:.1f}s{_note(node)}"
 
 
 def _note(node: Node) -> str:

@@ -27,6 +27,9 @@ from payflow.spec import Batch, ChildSpec
 YIELD_AFTER_MESSAGES: Final = 64
 YIELD_AFTER_S: Final = 0.002
 
+# These mean the process, not the actor: the tree is asked to stop instead of restarting one of its leaves.
+INTERRUPTS: Final = (KeyboardInterrupt, SystemExit)
+
 # Owned tasks, on_stop and the exit stack have shutdown_timeout_s each; a run that needs more does not obey any more.
 LEAVING_STEPS: Final = 3
 
@@ -76,6 +79,7 @@ class Home:
     mailbox: Mailbox
     clock: Clock
     emit: Emit
+    on_ready: Callable[[Instance], None]
     on_overdue: Callable[[Instance], None]
     on_interrupt: Callable[[BaseException], None]
     drain: Drain | None = None
@@ -148,6 +152,7 @@ class Instance:
         self._actor = actor
         self._publishes = type(actor).snapshot is not Actor.snapshot
         self.ready.set_result(None)
+        home.on_ready(self)  # now, not when `start` wakes up: the first message may crash before that
         if home.spec.batch is not None:
             return await self._serve_batches(actor, home.spec.batch)
         return await self._serve(actor)
@@ -287,7 +292,7 @@ class Instance:
         self.home.mailbox.tell_system(StopCommand(self.number, ExitReason.NORMAL))
 
     def _task_failed(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if isinstance(error, INTERRUPTS):
             self.home.on_interrupt(error)
         self.end_now(ExitReason.CRASHED, error)
 
@@ -296,7 +301,7 @@ class Instance:
             return self._verdict
         if error is None:
             return Exit(reason, None)
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if isinstance(error, INTERRUPTS):
             self.home.on_interrupt(error)
         elif isinstance(error, asyncio.CancelledError) and self._cancelling():
             return Exit(ExitReason.KILLED, None)

@@ -56,6 +56,14 @@ class BrokerMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class WhereIsKafka:
+    """A client of the embedded broker has started anew and knows no address: answered with BrokerMoved."""
+
+    debug_fields: ClassVar[frozenset[str]] = frozenset()
+    coalesce_key: ClassVar[str] = "where_is_kafka"
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """Records of one fetch, in order per partition. `generation` tells a late one from a source that was replaced."""
 

@@ -120,6 +120,7 @@ HELP: Final[Mapping[str, str]] = {
     "payflow_consumer_paused": "1 while the ledger takes no bookings.",
     "payflow_consumer_rebuilt_total": "Consumers given up.",
     "payflow_ledger_entries_total": "Entries booked by this process.",
+    "payflow_ledger_events_total": "Events booked or found booked by this process, those without postings included.",
     "payflow_ledger_duplicates_total": "Deliveries of events that were booked before.",
     "payflow_ledger_out_of_order_total": "Events that came before their predecessor.",
     "payflow_offset_out_of_range_total": "Positions that no longer exist in the log.",

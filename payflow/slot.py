@@ -114,6 +114,7 @@ class ActorSlot:
             mailbox=self.mailbox,
             clock=world.clock,
             emit=world.emit,
+            on_ready=self._became_ready,
             on_overdue=self._abandon,
             on_interrupt=world.on_interrupt,
         )
@@ -147,12 +148,13 @@ class ActorSlot:
         except asyncio.CancelledError:
             await self._kill(instance, ExitReason.KILLED)
             raise
-        if instance.ready.done():
-            self._enter(ActorState.RUNNING)
-            self.restarts_total += self.number > 1
-            self._world.emit("actor.started", actor=self.id, instance=self.number)
-            return
-        await self._start_failed(instance)
+        if not instance.ready.done():
+            await self._start_failed(instance)
+
+    def _became_ready(self, instance: Instance) -> None:
+        self._enter(ActorState.RUNNING)
+        self.restarts_total += instance.number > 1
+        self._world.emit("actor.started", actor=self.id, instance=instance.number)
 
     async def _start_failed(self, instance: Instance) -> None:
         timed_out = instance.task is not None and not instance.task.done()
@@ -175,7 +177,8 @@ class ActorSlot:
                 await self._stop_instance(instance, stopping)
         finally:
             self._stopping = False
-        self._enter(ActorState.STOPPED)
+        if self._life is not ActorState.FAILED:  # a failure stays visible
+            self._enter(ActorState.STOPPED)
         if any(not task.done() for task in self.abandoned_tasks):
             stopping.abandoned.append(self.id)
 

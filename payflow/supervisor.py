@@ -32,7 +32,7 @@ from payflow.inspection import (
     render_text,
     take_snapshot,
 )
-from payflow.instance import last_line
+from payflow.instance import INTERRUPTS, last_line
 from payflow.slot import ActorSlot, ActorState, Down, Stopping, World
 from payflow.spec import Batch, ChildSpec, SupervisorSpec
 from payflow.stacks import Frame, coroutine_stack
@@ -194,6 +194,8 @@ class Supervisor:
         child = self.children[down.child]
         if down.number != child.number or child.state not in (ActorState.FAILED, ActorState.STOPPED):
             return  # an older run, or one that a group restart has already dealt with
+        if isinstance(down.cause, INTERRUPTS):
+            return  # the process has been told and will stop everything
         cause = last_line(down.cause) or down.reason
         if isinstance(child, ActorSlot) and child.abandoned_total > ABANDONED_MAX:
             await self._escalate(Escalate(child.id, child.abandoned_total, self.spec.within_s, ("abandoned", cause)))
@@ -202,6 +204,7 @@ class Supervisor:
 
     async def _decide(self, child: ActorSlot | Supervisor, reason: ExitReason, cause: str) -> None:
         now = self._world.clock()
+        self.last_error, self.last_error_at = f"{child.id} {cause}", now
         decision = self._policy.on_exit(child.id, reason=reason, cause=cause, now=now, draw=self._world.draw())
         match decision:
             case Stop():

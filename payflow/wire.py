@@ -1,4 +1,5 @@
-"""Bytes that leave the process: the body of a payment, the event on Kafka, their times and ids. And the way back for events.
+"""Bytes that leave the process: the body of a payment, the event on Kafka, their times and ids. And the way back for
+events.
 
 Members and their order are a promise to clients; so is that a stored answer never changes. Encoders are built once.
 """
@@ -106,7 +107,10 @@ def encode_answer(payment: Payment) -> bytes:
 
 # ------------------------------------------------------------------ event: out
 class EventBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The value of a record. `version` and the totals are the payment's after this step; `amount` is what this step moved."""
+    """The value of a record.
+
+    `version` and the totals are the payment's after this step; `amount` is what this step moved.
+    """
 
     schema_version: int
     event_id: str

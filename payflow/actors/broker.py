@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from payflow.actor import Actor, ActorRef
 from payflow.errors import BrokerUnavailable
-from payflow.messages import BrokerMoved
+from payflow.messages import BrokerMoved, WhereIsKafka
 from payflow.ports import BrokerProcess
 
 
@@ -24,13 +24,12 @@ class BrokerSnapshot:
 
 
 class Broker(Actor):
-    """Handles no messages. `listeners` hear of every new child, in order."""
+    """Handles WhereIsKafka. `listeners` hear of every new child, in order."""
 
     def __init__(self, process: BrokerProcess, *, listeners: tuple[ActorRef, ...]) -> None:
         self._process = process
         self._listeners = listeners
-        self._bootstrap: str | None = None
-        self._broker_id: str | None = None
+        self._moved: BrokerMoved | None = None
 
     async def on_start(self, stack: AsyncExitStack) -> None:
         """Start the child in the background."""
@@ -39,13 +38,21 @@ class Broker(Actor):
 
     def snapshot(self) -> BrokerSnapshot:
         """Small and cheap."""
-        return BrokerSnapshot(self._bootstrap, self._broker_id)
+        return BrokerSnapshot(*(self._moved.bootstrap, self._moved.broker_id) if self._moved else (None, None))
+
+    async def handle(self, message: WhereIsKafka) -> None:
+        """Who starts anew asks; hearing the same address twice changes nothing."""
+        await self._announce()
 
     async def _keep(self) -> None:
         bootstrap, broker_id = await self._process.start()
-        self._bootstrap, self._broker_id = bootstrap, broker_id
+        self._moved = BrokerMoved(bootstrap, broker_id)
         self.ctx.emit("broker.started", bootstrap=bootstrap, broker_id=broker_id, note="embedded, memory only, for trying and testing")
-        for listener in self._listeners:
-            await listener.send(BrokerMoved(bootstrap, broker_id))
+        await self._announce()
         status = await self._process.wait()
         raise BrokerUnavailable(f"the embedded broker ended with status {status}")
+
+    async def _announce(self) -> None:
+        if self._moved is not None:
+            for listener in self._listeners:
+                await listener.send(self._moved)

@@ -30,7 +30,7 @@ from payflow.errors import (
     UndecodableEvent,
 )
 from payflow.mailbox import Envelope
-from payflow.messages import BrokerMoved, Fetched, PositionLost, Reconnect, Tick
+from payflow.messages import BrokerMoved, Fetched, PositionLost, Reconnect, Tick, WhereIsKafka
 from payflow.ports import Clock, EventLog, Ledger, LogInfo, LogRecord, Record, RecordSource
 from payflow.wire import decode_event
 
@@ -108,6 +108,7 @@ class Consumer(Actor):
         open_dead_letters: Callable[[str, str | None], EventLog],
         bootstrap: str | None,
         outbox: ActorRef | None,
+        broker: ActorRef | None,
         clock: Clock,
         draw: Callable[[], float],
         settings: ConsumerSettings,
@@ -119,6 +120,7 @@ class Consumer(Actor):
         self._bootstrap = bootstrap
         self._broker_id: str | None = None
         self._outbox = outbox
+        self._broker = broker
         self._clock = clock
         self._draw = draw
         self._settings = settings
@@ -149,6 +151,8 @@ class Consumer(Actor):
         stack.push_async_callback(self._close_clients)
         if self._bootstrap is not None:
             self._connect(0)
+        elif self._broker is not None:
+            self._broker.tell(WhereIsKafka())
         self.ctx.tell_later(self._settings.audit_interval_s, Tick(AUDIT))
         self.ctx.spawn(self._watch_lag(), name="lag")
 
@@ -180,9 +184,10 @@ class Consumer(Actor):
                 case PositionLost(generation=generation) as lost if generation == self._generation:
                     await self._position_lost(lost)
                 case BrokerMoved(bootstrap=bootstrap, broker_id=broker_id):
-                    self._bootstrap, self._broker_id = bootstrap, broker_id
-                    self._disconnect()
-                    self._connect(0)
+                    if broker_id != self._broker_id:
+                        self._bootstrap, self._broker_id = bootstrap, broker_id
+                        self._disconnect()
+                        self._connect(0)
                 case Reconnect(attempt=attempt):
                     self._connect(attempt)
                 case Tick(duty=duty) if duty == AUDIT:

@@ -17,7 +17,7 @@ from payflow.actor import Actor, ActorRef
 from payflow.core.outbox import Done, MarkBooked, MarkPublished, Outcome, Probe, Purge, Requeue, Submit, Unpublish, Write
 from payflow.errors import OutcomeUnknown, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
 from payflow.mailbox import Envelope
-from payflow.messages import BrokerMoved, Rewind, Tick, Wake
+from payflow.messages import BrokerMoved, Rewind, Tick, Wake, WhereIsKafka
 from payflow.ports import Clock, OutboxStore
 
 PROBE: Final = "probe"
@@ -52,12 +52,21 @@ class OutboxSnapshot:
 class Outbox(Actor):
     """Handles `core.outbox.Write` messages in batches; BrokerMoved from the embedded broker; its own ticks."""
 
-    def __init__(self, store: OutboxStore, *, publisher: ActorRef | None, clock: Clock, settings: OutboxSettings) -> None:
+    def __init__(
+        self,
+        store: OutboxStore,
+        *,
+        publisher: ActorRef | None,
+        broker: ActorRef | None,
+        clock: Clock,
+        settings: OutboxSettings,
+    ) -> None:
         self._store = store
         self._publisher = publisher
+        self._broker = broker
         self._clock = clock
         self._settings = settings
-        self._volatile_broker: str | None = None
+        self._moved: BrokerMoved | None = None
         self._writable = True
         self._probing = False
         self._groups = self._writes = self._splits = self._largest = 0
@@ -68,6 +77,8 @@ class Outbox(Actor):
         stack.push_async_callback(self._store.close)
         await self._store.open()
         self.ctx.tell_later(PURGE_IDLE_S, Tick(PURGE))
+        if self._broker is not None:
+            self._broker.tell(WhereIsKafka())
 
     def snapshot(self) -> OutboxSnapshot:
         """Small and cheap, no I/O."""
@@ -75,12 +86,14 @@ class Outbox(Actor):
 
     async def handle_batch(self, batch: Sequence[Envelope]) -> None:
         """One group: commit, then answer each write, then say who should know."""
-        envelopes = [envelope for envelope in batch if not isinstance(envelope.payload, (Tick, BrokerMoved))]
+        envelopes = [envelope for envelope in batch if not isinstance(envelope.payload, (Tick, BrokerMoved, WhereIsKafka))]
         for envelope in batch:
             if isinstance(envelope.payload, Tick):
                 await self._duty(envelope.payload)
             elif isinstance(envelope.payload, BrokerMoved):
                 await self._broker_moved(envelope.payload)
+            elif isinstance(envelope.payload, WhereIsKafka) and self._moved and self._publisher:
+                self._publisher.tell(self._moved)
         if not envelopes:
             return
         outcomes = await self._commit_or_fail(envelopes)
@@ -130,7 +143,7 @@ class Outbox(Actor):
 
     def _current(self, write: Write) -> Write:
         """A mark for a memory-only broker that is gone marks nothing: its rows were put back to pending."""
-        if isinstance(write, MarkPublished) and self._volatile_broker not in {None, write.broker_id}:
+        if isinstance(write, MarkPublished) and self._moved and self._moved.broker_id != write.broker_id:
             return MarkPublished((), write.broker_id, write.at_us)
         return write
 
@@ -144,7 +157,7 @@ class Outbox(Actor):
 
     # ------------------------------------------------------------------ broker and duties
     async def _broker_moved(self, moved: BrokerMoved) -> None:
-        self._volatile_broker = moved.broker_id
+        self._moved = moved
         outcome = (await self._commit([Unpublish(moved.broker_id)]))[0]
         if isinstance(outcome, Exception):
             self.ctx.tell_later(self._settings.probe_interval_s, moved)

@@ -23,7 +23,7 @@ from payflow.core.outbox import MarkPublished, Park, PendingRow, PublishedRow
 from payflow.core.routing import partition_for
 from payflow.errors import ActorError, BrokerUnavailable, LaneUnavailable, PayflowError, ProducerBroken, RecordRejected
 from payflow.guard import Guard
-from payflow.messages import BrokerMoved, Poll, Reconnect, Rewind, Tick, Wake
+from payflow.messages import BrokerMoved, Poll, Reconnect, Rewind, Tick, Wake, WhereIsKafka
 from payflow.ports import Clock, EventLog, LogInfo, LogRecord, OutboxReader
 
 CYCLE: Final = "cycle"
@@ -114,6 +114,7 @@ class Publisher(Actor):
         self._known: tuple[str, int] | None = None
         self._next_cycle_at = 0.0
         self._cycle_timer: asyncio.TimerHandle | None = None
+        self._cycle_due_at = 0.0
         self._draining = False
         self._lanes_held = 0
         self._last_error: str | None = None
@@ -127,6 +128,8 @@ class Publisher(Actor):
         stack.push_async_callback(self._discard_logs)
         if self._bootstrap is not None:
             self.ctx.ref.tell(Reconnect(0))
+        else:
+            self._outbox.tell(WhereIsKafka())
         self.ctx.tell_later(self._settings.poll_s, Poll())
 
     async def on_drain(self) -> None:
@@ -149,9 +152,10 @@ class Publisher(Actor):
         """Every message is a reason to look; only some change what is looked at."""
         match message:
             case BrokerMoved(bootstrap=bootstrap, broker_id=broker_id):
-                self._bootstrap, self._broker_id = bootstrap, broker_id
-                self._disconnect()
-                self._connect(0)
+                if broker_id != self._broker_id:
+                    self._bootstrap, self._broker_id = bootstrap, broker_id
+                    self._disconnect()
+                    self._connect(0)
             case Reconnect(attempt=attempt):
                 self._connect(attempt)
             case Rewind():
@@ -400,7 +404,8 @@ class Publisher(Actor):
     def _cycle_later(self, delay_s: float) -> None:
         due_at = self._clock.now() + max(0.0, delay_s)
         if self._cycle_timer is not None:
-            if self._cycle_timer.when() <= due_at:
+            if self._cycle_due_at <= due_at:
                 return
             self._cycle_timer.cancel()
+        self._cycle_due_at = due_at
         self._cycle_timer = self.ctx.tell_later(max(0.0, delay_s), Tick(CYCLE))

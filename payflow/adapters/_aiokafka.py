@@ -98,7 +98,8 @@ async def stop(client: AIOKafkaProducer | AIOKafkaConsumer, *, timeout_s: float)
     except (TimeoutError, KafkaError, OSError):
         pass  # the answer says it
     finally:
-        severed = set() if politely else sever(client)
+        # Also after a polite end: with its sender gone (issue #1039), aiokafka's stop() leaves a task waiting for ever.
+        severed = sever(client)
     if severed:
         await asyncio.wait(severed, timeout=SEVER_TIMEOUT_S / 2)
     if not politely:

@@ -68,11 +68,15 @@ def _type_of(shape: type[msgspec.Struct]) -> inspect.StructType:
 def _errors(value: Any, kind: inspect.Type, at: str) -> Iterator[FieldError]:
     match kind:
         case inspect.Metadata():
-            yield from _errors(value, kind.type, at)
+            errors = list(_errors(value, kind.type, at))
+            rule = kind.extra
+            if not errors and rule is not None and not rule["accepts"](value):
+                errors = [FieldError(rule["code"], rule["detail"], pointer=at)]
+            yield from errors
         case inspect.UnionType():
             if value is None and any(isinstance(one, inspect.NoneType) for one in kind.types):
                 return
-            wanted = [one for one in kind.types if not isinstance(one, inspect.NoneType | inspect.UnsetType)]
+            wanted = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
             yield from _errors(value, wanted[0], at)
         case inspect.StructType():
             yield from _object_errors(value, kind, at)

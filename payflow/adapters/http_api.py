@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from payflow.adapters import problems
 from payflow.adapters.http_failures import refusal_of
 from payflow.adapters.http_pages import Breakers, Pages
-from payflow.adapters.http_read import read_write_call
+from payflow.adapters.http_read import admit, body_at_once, read_body
 from payflow.adapters.http_routes import UNMATCHED, Resource, Route, find
 from payflow.adapters.openapi import openapi_document
 from payflow.adapters.payments_api import Answer, PaymentsApi
@@ -188,24 +188,35 @@ class ApiServer:
     ) -> web.StreamResponse:
         if route.role is not None:
             self._refuse_role(route.role)
-        writing = route.writing
-        if writing is not None:
+        if route.writing is not None:
+            payment_id = _payment_id(argument) if argument else b""
             limits = self._limits
-            call = await read_write_call(
-                request,
-                path=path,
-                query=query,
-                payment_id=_payment_id(argument) if argument else b"",
-                body_bytes=limits.body_bytes,
-                timeout_s=limits.body_read_timeout_s,
-            )
-            return _response(await self._api.write(writing, call), request_id)
-        if route.operation == "get_metrics":
-            response = await self._metrics(request)
-            if not response.prepared:
-                response.headers.update((_SERVER, _NO_STORE, (_REQUEST_ID, request_id)))
-            return response
-        return _response(await self._reads[route.operation](argument, query), request_id)
+            key, trace = admit(request, query)
+            body = body_at_once(request.content, limits.body_bytes)
+            if body is None:
+                body = await read_body(request, body_bytes=limits.body_bytes, timeout_s=limits.body_read_timeout_s)
+            answer = await self._api.write(route.writing, path, payment_id, key=key, trace=trace, body=body)
+        elif route.operation == "get_metrics":
+            return self._complete(await self._metrics(request), request_id)
+        else:
+            answer = await self._reads[route.operation](argument, query)
+        return web.Response(
+            status=answer.status,
+            body=answer.body,
+            headers=(
+                (hdrs.CONTENT_TYPE, answer.content_type),
+                _NO_STORE,
+                _SERVER,
+                (_REQUEST_ID, request_id),
+                *answer.headers,
+            ),
+        )
+
+    def _complete(self, response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+        """A response that was made elsewhere, with the headers that all have."""
+        if not response.prepared:
+            response.headers.update((_NO_STORE, _SERVER, (_REQUEST_ID, request_id)))
+        return response
 
     def _refuse_role(self, role: str) -> None:
         if role not in self._roles:
@@ -302,20 +313,6 @@ class _Connection(web.RequestHandler):
 
 def _request(body_bytes: int, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.Request:
     return web.Request(message, payload, protocol, writer, task, task.get_loop(), client_max_size=body_bytes)
-
-
-def _response(answer: Answer, request_id: str) -> web.Response:
-    return web.Response(
-        status=answer.status,
-        body=answer.body,
-        headers=(
-            (hdrs.CONTENT_TYPE, answer.content_type),
-            _NO_STORE,
-            _SERVER,
-            (_REQUEST_ID, request_id),
-            *answer.headers,
-        ),
-    )
 
 
 def _reads(api: PaymentsApi, pages: Pages) -> Mapping[str, Read]:

@@ -9,53 +9,51 @@ from aiohttp import HttpVersion11, StreamReader, hdrs, web
 
 from payflow.adapters import problems
 from payflow.adapters.http_query import refuse_query
-from payflow.adapters.payments_api import JSON, WriteCall, idempotency_key, traceparent
+from payflow.adapters.payments_api import JSON, idempotency_key, valid_traceparent
 from payflow.adapters.problems import Refused
 
 _IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 _TRACEPARENT: Final = "traceparent"
 
 
-async def read_write_call(
-    request: web.Request, *, path: str, query: str, payment_id: bytes, body_bytes: int, timeout_s: float
-) -> WriteCall:
-    """Everything that can be refused by the headers alone is refused before the body is asked for."""
+def admit(request: web.Request, query: str) -> tuple[str, str | None]:
+    """(key, traceparent). Refuses what can be refused by the headers alone, before the body is asked for."""
     if query:
         refuse_query(query)
     headers = request.headers
-    _refuse_encoding(headers.get(hdrs.CONTENT_ENCODING))
-    length = request.content_length
-    if length is not None and length > body_bytes:
-        raise _too_large(body_bytes)
+    if hdrs.CONTENT_ENCODING in headers:
+        _refuse_encoding(headers[hdrs.CONTENT_ENCODING])
     content_type = headers.get(hdrs.CONTENT_TYPE)
     if content_type != JSON and not (content_type is None and not request.body_exists):
         _refuse_content_type(content_type)
-    key = idempotency_key(headers.getall(_IDEMPOTENCY_KEY, ()))
-    if hdrs.EXPECT in headers:
+    trace = headers.get(_TRACEPARENT)
+    return idempotency_key(headers.getall(_IDEMPOTENCY_KEY, ())), None if trace is None else valid_traceparent(trace)
+
+
+def body_at_once(content: StreamReader, body_bytes: int) -> bytes | None:
+    """The body, if all of it came with the headers. The usual case: no timer, no task switch."""
+    if not content.is_eof():
+        return None
+    body = content.read_nowait()
+    if len(body) > body_bytes:
+        raise _too_large(body_bytes)
+    return body
+
+
+async def read_body(request: web.Request, *, body_bytes: int, timeout_s: float) -> bytes:
+    """The body as it comes, within its bounds. Asks for it first where the client waits to be asked."""
+    length = request.content_length
+    if length is not None and length > body_bytes:
+        raise _too_large(body_bytes)
+    if hdrs.EXPECT in request.headers:
         await _continue(request)
-    return WriteCall(
-        path,
-        payment_id,
-        key,
-        traceparent(headers.get(_TRACEPARENT)),
-        await _body(request.content, body_bytes=body_bytes, timeout_s=timeout_s),
-    )
-
-
-async def _body(content: StreamReader, *, body_bytes: int, timeout_s: float) -> bytes:
     try:
-        if content.is_eof():  # the usual case: it came with the headers, and no timer is needed
-            body = content.read_nowait()
-        else:
-            async with asyncio.timeout(timeout_s):
-                body = await _collect(content, body_bytes)
+        async with asyncio.timeout(timeout_s):
+            return await _collect(request.content, body_bytes)
     except TimeoutError:
         raise Refused(problems.BODY_TIMEOUT, close=True) from None
     except (web.RequestPayloadError, ConnectionError):
         raise Refused(problems.BODY_INCOMPLETE, close=True) from None
-    if len(body) > body_bytes:
-        raise _too_large(body_bytes)
-    return body
 
 
 async def _collect(content: StreamReader, body_bytes: int) -> bytes:
@@ -63,7 +61,7 @@ async def _collect(content: StreamReader, body_bytes: int) -> bytes:
     while chunk := await content.readany():
         body += chunk
         if len(body) > body_bytes:
-            break
+            raise _too_large(body_bytes)
     return bytes(body)
 
 
@@ -81,8 +79,8 @@ def _too_large(body_bytes: int) -> Refused:
     return Refused(problems.BODY_TOO_LARGE, f"A body may have {body_bytes} bytes.", close=True)
 
 
-def _refuse_encoding(encoding: str | None) -> None:
-    if encoding is not None and encoding.strip().lower() != "identity":
+def _refuse_encoding(encoding: str) -> None:
+    if encoding.strip().lower() != "identity":
         raise Refused(problems.UNSUPPORTED_CONTENT_ENCODING, headers={"Accept-Encoding": "identity"})
 
 

@@ -13,25 +13,20 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from payflow.core.ledger import AccountBalance, CurrencyBalance, Entry
-from payflow.core.money import MAX_AMOUNT
-from payflow.core.payment import Authorize, Payment
+from payflow.core.money import MAX_AMOUNT, is_currency
+from payflow.core.payment import Authorize, Capture, Command, Payment, Refund, Void
 from payflow.ports import PaymentEventView
 from payflow.wire import PaymentBody, id_text, payment_body, time_text
 
 
-# Python's $ would let a line end pass; the schema shows the portable spelling of the same rule.
-_MERCHANT: Final = Meta(
-    min_length=1,
-    max_length=64,
-    pattern=r"^[A-Za-z0-9._-]+\Z",
-    examples=["m-1001"],
-    extra_json_schema={"pattern": "^[A-Za-z0-9._-]+$"},
-)
+# Python's $ would let a line end pass; openapi.py shows the portable spelling.
+_MERCHANT: Final = Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z", examples=["m-1001"])
+# Checked against the table of currencies, by which a pattern is saved; body_errors.py reads `extra`.
 _CURRENCY: Final = Meta(
-    pattern=r"^[A-Z]{3}\Z",
     examples=["EUR"],
     description="ISO 4217, upper case. A code that is unknown or withdrawn is refused.",
     extra_json_schema={"pattern": "^[A-Z]{3}$"},
+    extra={"accepts": is_currency, "code": "unknown_currency", "detail": "is not a currency in use (ISO 4217, upper case)"},
 )
 Amount = Annotated[
     int, Meta(ge=1, le=MAX_AMOUNT, examples=[12500], description="Minor units of the currency: 12500 EUR is 125.00 euro.")
@@ -77,14 +72,14 @@ class PaymentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             yield ("metadata",), name, False
             yield ("metadata", name), value, False
 
-    def command(self) -> Authorize:
+    def command(self, _: bytes) -> Command:
         return Authorize(
-            merchant_id=self.merchant_id,
-            amount=self.amount,
-            currency=self.currency,
-            order_id=self.order_id or None,
-            description=None if self.description is UNSET else self.description,
-            metadata=self.metadata or {},
+            self.merchant_id,
+            self.amount,
+            self.currency,
+            self.order_id or None,
+            None if self.description is UNSET else self.description,
+            self.metadata or {},
         )
 
 
@@ -92,6 +87,9 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Capture part of an authorization, or, without an amount, all that is left."""
 
     amount: Amount | UnsetType = UNSET
+
+    def command(self, payment_id: bytes) -> Command:
+        return Capture(payment_id, self.amount or None)
 
     def json_strings(self) -> int:
         return 0 if self.amount is UNSET else 1
@@ -106,6 +104,9 @@ class RefundRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reason: Reason
     amount: Amount | UnsetType = UNSET
 
+    def command(self, payment_id: bytes) -> Command:
+        return Refund(payment_id, self.amount or None, self.reason)
+
     def json_strings(self) -> int:
         return 2 if self.amount is UNSET else 3
 
@@ -115,6 +116,9 @@ class RefundRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class VoidRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Nothing to say: an empty body or an empty object."""
+
+    def command(self, payment_id: bytes) -> Command:
+        return Void(payment_id)
 
     def json_strings(self) -> int:
         return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final
@@ -19,10 +19,11 @@ from payflow.adapters import http_query, http_types, problems, strict_json
 from payflow.adapters.body_errors import explain, pointer
 from payflow.adapters.http_types import CaptureRequest, PaymentRequest, RefundRequest, VoidRequest, WriteRequest
 from payflow.adapters.problems import FieldError, ProblemType, Refused, Standing
-from payflow.core import idempotency, money
+from payflow.core.idempotency import normalise_key
+from payflow.core.money import is_currency
 from payflow.core.outbox import Accepted, Refusal, RefusalCode, Submit
 from payflow.core.pan import holds_card, may_hold_card
-from payflow.core.payment import Capture, Command, Payment, Refund, Void
+from payflow.core.payment import Payment
 from payflow.ports import PaymentsService
 from payflow.wire import id_text
 
@@ -49,16 +50,6 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: str = JSON
 
 
-class WriteCall(msgspec.Struct, frozen=True):
-    """The parts of a POST that count. `keys` are all Idempotency-Key headers; `payment_id` is empty when a payment is created."""
-
-    path: str
-    payment_id: bytes
-    key: str
-    traceparent: str | None
-    body: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Writing:
     """How one route that writes reads its body."""
@@ -66,61 +57,38 @@ class Writing:
     template: str
     shape: type[WriteRequest]
     decoder: msgspec.json.Decoder[Any]
-    command: Callable[[bytes, Any], Command]
     takes_empty_body: bool
 
 
-def _writing(
-    template: str, shape: type[Any], command: Callable[[bytes, Any], Command], *, takes_empty_body: bool = False
-) -> Writing:
-    return Writing(template, shape, msgspec.json.Decoder(shape), command, takes_empty_body)
+def _writing(template: str, shape: type[Any], *, takes_empty_body: bool = False) -> Writing:
+    return Writing(template, shape, msgspec.json.Decoder(shape), takes_empty_body)
 
 
-def _create(_: bytes, body: PaymentRequest) -> Command:
-    return body.command()
-
-
-def _capture(payment_id: bytes, body: CaptureRequest) -> Command:
-    return Capture(payment_id, body.amount or None)
-
-
-def _refund(payment_id: bytes, body: RefundRequest) -> Command:
-    return Refund(payment_id, body.amount or None, body.reason)
-
-
-def _void(payment_id: bytes, _: VoidRequest) -> Command:
-    return Void(payment_id)
-
-
-CREATE: Final = _writing("/payments", PaymentRequest, _create)
-CAPTURE: Final = _writing("/payments/{id}/capture", CaptureRequest, _capture, takes_empty_body=True)
-REFUND: Final = _writing("/payments/{id}/refund", RefundRequest, _refund)
-VOID: Final = _writing("/payments/{id}/void", VoidRequest, _void, takes_empty_body=True)
+CREATE: Final = _writing("/payments", PaymentRequest)
+CAPTURE: Final = _writing("/payments/{id}/capture", CaptureRequest, takes_empty_body=True)
+REFUND: Final = _writing("/payments/{id}/refund", RefundRequest)
+VOID: Final = _writing("/payments/{id}/void", VoidRequest, takes_empty_body=True)
 
 
 def idempotency_key(values: Sequence[str]) -> str:
     """The one key of the request."""
     if len(values) != 1:
-        raise Refused(problems.KEY_REPEATED if values else problems.KEY_MISSING, errors=_HEADER_ERRORS[bool(values)])
-    key = idempotency.normalise_key(values[0])
-    if key is None:
-        raise Refused(problems.KEY_MALFORMED, errors=_HEADER_ERRORS[2])
-    return key
+        kind, code, detail = _KEY_REPEATED if values else _KEY_MISSING
+    elif key := normalise_key(values[0]):
+        return key
+    else:
+        kind, code, detail = _KEY_MALFORMED
+    raise Refused(kind, errors=[FieldError(code, detail, header="Idempotency-Key")])
 
 
-_HEADER_ERRORS: Final = tuple(
-    (FieldError(code, detail, header="Idempotency-Key"),)
-    for code, detail in (
-        ("missing", "is required"),
-        ("repeated", "may be sent once"),
-        ("wrong_form", "1 to 255 visible ASCII characters, bare or in double quotes"),
-    )
-)
+_KEY_MISSING: Final = (problems.KEY_MISSING, "missing", "is required")
+_KEY_REPEATED: Final = (problems.KEY_REPEATED, "repeated", "may be sent once")
+_KEY_MALFORMED: Final = (problems.KEY_MALFORMED, "wrong_form", "1 to 255 visible ASCII characters, bare or in quotes")
 
 
-def traceparent(value: str | None) -> str | None:
+def valid_traceparent(value: str) -> str | None:
     """W3C Trace Context level 1; whatever is not valid is as good as absent."""
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+    return value if _TRACEPARENT.fullmatch(value) else None
 
 
 class PaymentsApi:
@@ -131,18 +99,20 @@ class PaymentsApi:
         self._encode = msgspec.json.Encoder().encode
 
     # -------------------------------------------------------------- writes
-    async def write(self, writing: Writing, call: WriteCall) -> Answer:
-        body = call.body
+    async def write(
+        self, writing: Writing, path: str, payment_id: bytes, *, key: str, trace: str | None, body: bytes
+    ) -> Answer:
+        """`payment_id` is empty when a payment is created; `key` and `trace` come from the functions above."""
         request = _decode(writing, body)
         if may_hold_card(body):
             _refuse_cards(request)
         outcome = await self._service.submit(
             Submit(
-                writing.command(call.payment_id, request),
+                request.command(payment_id),
                 writing.template,
-                call.key,
-                sha256(b"POST\n%b\n%b" % (call.path.encode(), body)).digest(),
-                call.traceparent,
+                key,
+                sha256(b"POST\n%b\n%b" % (path.encode(), body)).digest(),
+                trace,
             )
         )
         if type(outcome) is not Accepted:
@@ -198,12 +168,9 @@ def _decode(writing: Writing, body: bytes) -> Any:
         request = strict_json.decode(writing.decoder, body)
     except msgspec.ValidationError:
         raise explain(body, writing.shape) from None
-    if writing is CREATE and not money.is_currency(request.currency):
-        raise Refused(problems.INVALID_BODY, errors=(_UNKNOWN_CURRENCY,))
+    if writing is CREATE and not is_currency(request.currency):
+        raise explain(body, writing.shape)
     return request
-
-
-_UNKNOWN_CURRENCY: Final = FieldError("unknown_currency", "is not a currency in use (ISO 4217)", pointer="/currency")
 
 
 def _refuse_cards(request: WriteRequest) -> None:

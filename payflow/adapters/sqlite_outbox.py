@@ -1,5 +1,5 @@
-"""The payments database: the one writer of payments.db, and readers beside it. Decisions are made in core/outbox.py, statements are in
-sqlite_outbox_sql.py; here they meet in one transaction a group and one thread hop a call.
+"""The payments database: the one writer of payments.db, and readers beside it. Decisions are made in core/outbox.py,
+statements are in sqlite_outbox_sql.py; here they meet in one transaction a group and one thread hop a call.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class SqliteOutboxStore:
             busy_timeout_s=busy_timeout_s,
             checkpoint_pages=checkpoint_pages,
         )
-        # Where the next slice of retention starts to look for payloads; unpublished rows at the head are passed once a round.
+        # Where the next slice of retention starts to look for payloads; unpublished rows at the head are passed once a
+        # round.
         self._purged_to = 0
 
     async def open(self) -> None:
@@ -86,8 +87,7 @@ class SqliteOutboxStore:
         outcomes = list(changes.outcomes)
         for place, write in changes.others:
             outcomes[place] = Done(_OTHERS[type(write)](self, connection, write))
-        assert None not in outcomes
-        return outcomes  # type: ignore[return-value]
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def _purge(self, connection: sqlite3.Connection, purge: Purge) -> int:
         answers = connection.execute(sql.OLD_ANSWERS, (purge.limit, purge.keys_before_us)).fetchall()
@@ -130,7 +130,7 @@ def _payments(connection: sqlite3.Connection, ids: set[bytes]) -> list[Payment]:
 def _write(changes: Changes, connection: sqlite3.Connection) -> None:
     (last_seq,) = connection.execute(sql.LAST_SEQ).fetchone()
     numbered: list[tuple[int, NewRow]] = list(enumerate(changes.rows, last_seq + 1))
-    connection.executemany(sql.INSERT_PAYMENT, [sql.payment_row(payment) for payment in changes.created])
+    sql.INSERT_PAYMENT.run(connection, [sql.payment_row(payment) for payment in changes.created])
     connection.executemany(
         sql.UPDATE_PAYMENT,
         [
@@ -138,28 +138,29 @@ def _write(changes: Changes, connection: sqlite3.Connection) -> None:
             for payment in changes.updated
         ],
     )
-    connection.executemany(
-        sql.INSERT_EVENT,
-        [
-            (
-                seq,
-                row.event.id,
-                row.event.payment.id,
-                row.event.payment.version,
-                sql.TYPE_CODES[row.event.type],
-                row.event.at_us,
-                row.event.amount,
-                len(row.payload),
-            )
-            for seq, row in numbered
-        ],
+    sql.INSERT_EVENT.run(connection, [_event_row(seq, row) for seq, row in numbered])
+    sql.INSERT_OUTBOX.run(connection, [(seq, row.payload, row.traceparent) for seq, row in numbered])
+    sql.INSERT_ANSWER.run(connection, [(seq, row.scope, row.event.at_us, row.answer) for seq, row in numbered])
+    sql.INSERT_KEY.run(connection, [(row.scope, row.fingerprint, seq) for seq, row in numbered])
+
+
+def _event_row(seq: int, row: NewRow) -> tuple[Any, ...]:
+    event = row.event
+    return (
+        seq,
+        event.id,
+        event.payment.id,
+        event.payment.version,
+        sql.TYPE_CODES[event.type],
+        event.at_us,
+        event.amount,
+        len(row.payload),
+        int(RowState.PENDING),
     )
-    connection.executemany(sql.INSERT_OUTBOX, [(seq, row.payload, row.traceparent) for seq, row in numbered])
-    connection.executemany(sql.INSERT_ANSWER, [(seq, row.scope, row.event.at_us, row.answer) for seq, row in numbered])
-    connection.executemany(sql.INSERT_KEY, [(row.scope, row.fingerprint, seq) for seq, row in numbered])
 
 
-# ------------------------------------------------------------------ writes that are no commands; each returns the rows it changed
+# ------------------------------------------------------------------ writes that are no commands; each returns the rows
+# it changed
 def _mark_published(_: SqliteOutboxStore, connection: sqlite3.Connection, write: MarkPublished) -> int:
     if not write.rows:
         return 0
@@ -225,7 +226,9 @@ class SqliteOutboxReader:
         await self._file.open()
 
     async def pending(self, *, after_seq: int, limit: int, max_bytes: int) -> list[PendingRow]:
-        """Pending rows in sequence, without those whose key is held; at least one row even if it alone is above `max_bytes`."""
+        """Pending rows in sequence, without those whose key is held; at least one row even if it alone is above
+        `max_bytes`.
+        """
         return await self._file.read(partial(_pending, after_seq, limit, max_bytes))
 
     async def backlog(self) -> Backlog:

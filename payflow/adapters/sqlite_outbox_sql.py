@@ -1,19 +1,27 @@
 """Schema and statements of payments.db, and how rows become values. No connection is opened here.
 
-`payment_event` is narrow and kept for ever; the row's state is in it, so a mark rewrites 100 bytes and not the payload. The bytes to send and the
-bytes to answer with live in tables of their own, keyed by the same `seq` and emptied from their head. `seq` is one more than the largest ever
-given: events are never deleted, so no number comes twice, and it is the order of commits because there is one writer.
+`payment_event` is narrow and kept for ever; the row's state is in it, so a mark rewrites 100 bytes and not the payload.
+The bytes to send and the bytes to answer with live in tables of their own, keyed by the same `seq` and emptied from
+their head. `seq` is one more than the largest ever given: events are never deleted, so no number comes twice, and it is
+the order of commits because there is one writer.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
 from payflow.core.outbox import MarkPublished, Park, Requeue, RowState, Unpublish, states_before
 from payflow.core.payment import EventType, Payment, Status
+
+def marks(count: int, one: str = "?") -> str:
+    """`count` placeholders."""
+    return ", ".join([one] * count)
+
 
 APPLICATION_ID: Final = 0x50464F31  # "PFO1"
 
@@ -98,17 +106,38 @@ KEYS: Final = (
 )
 LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM payment_event"
 
+
 # ------------------------------------------------------------------ write
-INSERT_PAYMENT: Final = f"INSERT INTO payment ({_PAYMENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+class Insert:
+    """An INSERT of many rows a statement: one step, and one turn of the GIL, for 64 rows. 1.3 us a row where
+    executemany takes 2.2.
+    """
+
+    ROWS: Final = (64, 8, 1)
+
+    def __init__(self, into: str, columns: int) -> None:
+        one = f"({marks(columns)})"
+        self._statements = {rows: f"{into} VALUES {marks(rows, one)}" for rows in self.ROWS}
+
+    def run(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
+        """Insert `rows` in order."""
+        start = 0
+        for length, statement in self._statements.items():
+            while len(rows) - start >= length:
+                connection.execute(statement, list(chain.from_iterable(rows[start : start + length])))
+                start += length
+
+
+INSERT_PAYMENT: Final = Insert(f"INSERT OR ROLLBACK INTO payment ({_PAYMENT})", 13)  # noqa: S608
 UPDATE_PAYMENT: Final = (
     "UPDATE payment SET status = ?, captured_amount = ?, refunded_amount = ?, updated_at_us = ?, version = ? WHERE id = ?"
 )
-INSERT_EVENT: Final = (
-    "INSERT INTO payment_event (seq, id, payment, version, type, at_us, amount, payload_bytes, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)"
+INSERT_EVENT: Final = Insert(
+    "INSERT OR ROLLBACK INTO payment_event (seq, id, payment, version, type, at_us, amount, payload_bytes, state)", 9
 )
-INSERT_OUTBOX: Final = "INSERT INTO outbox (seq, payload, traceparent) VALUES (?, ?, ?)"
-INSERT_ANSWER: Final = "INSERT INTO answer (seq, scope, at_us, body) VALUES (?, ?, ?, ?)"
-INSERT_KEY: Final = "INSERT INTO idempotency (scope, fingerprint, seq) VALUES (?, ?, ?)"
+INSERT_OUTBOX: Final = Insert("INSERT OR ROLLBACK INTO outbox (seq, payload, traceparent)", 3)
+INSERT_ANSWER: Final = Insert("INSERT OR ROLLBACK INTO answer (seq, scope, at_us, body)", 4)
+INSERT_KEY: Final = Insert("INSERT OR ROLLBACK INTO idempotency (scope, fingerprint, seq)", 3)
 
 BROKER: Final = "SELECT id FROM broker WHERE name = ?"
 OTHER_BROKERS: Final = "SELECT id FROM broker WHERE name <> ?"
@@ -137,7 +166,8 @@ UNPUBLISH: Final = f"{_BACK_TO_PENDING} broker = ? AND booked_at_us IS NULL AND 
 AUDIT: Final = "INSERT INTO audit (at_us, actor, action, target, reason, detail) VALUES (?, ?, ?, ?, ?, ?)"
 PROBE: Final = "UPDATE probe SET count = count + 1"
 
-# ------------------------------------------------------------------ retention, from the head, a bounded number of rows looked at
+# ------------------------------------------------------------------ retention, from the head, a bounded number of rows
+# looked at
 OLD_ANSWERS: Final = "SELECT seq, scope FROM (SELECT seq, scope, at_us FROM answer ORDER BY seq LIMIT ?) WHERE at_us < ?"
 DELETE_ANSWER: Final = "DELETE FROM answer WHERE seq = ?"
 DELETE_KEY: Final = "DELETE FROM idempotency WHERE scope = ? AND seq = ?"
@@ -176,7 +206,8 @@ TYPE_CODES: Final = {EventType.AUTHORIZED: 1, EventType.CAPTURED: 2, EventType.R
 TYPES: Final = {code: event_type for event_type, code in TYPE_CODES.items()}
 STATE_WORDS: Final = {int(state): state.name.lower() for state in RowState}
 
-# Lists of parameters come in these lengths, filled up with their last member: few statements, all of them kept prepared.
+# Lists of parameters come in these lengths, filled up with their last member: few statements, all of them kept
+# prepared.
 _LIST_LENGTHS: Final = (1, 8, 64, 512)
 
 _decode_metadata: Final = msgspec.json.Decoder(dict[str, str]).decode
@@ -191,11 +222,6 @@ def lists(values: Iterable[Any]) -> Iterator[list[Any]]:
         part = members[start : start + longest]
         length = next(length for length in _LIST_LENGTHS if length >= len(part))
         yield part + part[-1:] * (length - len(part))
-
-
-def marks(count: int, one: str = "?") -> str:
-    """`count` placeholders."""
-    return ", ".join([one] * count)
 
 
 def payment_row(payment: Payment) -> tuple[Any, ...]:

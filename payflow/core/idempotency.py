@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-# 128 of SHA-256's 256 bits: a foreign key can be hit only by a second preimage, and the table that is keyed by it stays narrow.
+# 128 of SHA-256's 256 bits: a foreign key can be hit only by a second preimage, and the table that is keyed by it stays
+# narrow.
 SCOPE_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 32
 
@@ -62,7 +63,10 @@ def judge(fingerprint: bytes, stored: StoredKey | None) -> Judgement:
 
 
 def normalise_key(text: str) -> str | None:
-    """The key that a header value stands for, or None when it is malformed. The bare and the quoted form are the same key."""
+    """The key that a header value stands for, or None when it is malformed.
+
+    The bare and the quoted form are the same key.
+    """
     if text.startswith('"'):
         quoted = _QUOTED.fullmatch(text)
         if quoted is None:
@@ -72,7 +76,10 @@ def normalise_key(text: str) -> str | None:
 
 
 def scope_of(merchant_id: str, route: str, key: str) -> bytes:
-    """What a key covers: one merchant, one route template. Parts are prefixed with their length, so no two triples share their bytes."""
+    """What a key covers: one merchant, one route template.
+
+    Parts are prefixed with their length, so no two triples share their bytes.
+    """
     merchant_bytes, route_bytes = merchant_id.encode(), route.encode()
     prefix = b"%d:%d:" % (len(merchant_bytes), len(route_bytes))
     return sha256(prefix + merchant_bytes + route_bytes + key.encode()).digest()[:SCOPE_BYTES]

@@ -9,7 +9,8 @@ from typing import Final, TypeGuard
 # Largest amount of a payment, in minor units. 9,223 of them still fit a signed 64-bit sum.
 MAX_AMOUNT: Final = 10**15
 
-# ISO 4217 list one as published on this day: the codes in use, funds included; those without a minor unit (metals, XDR, XTS, XXX ...) are not money here.
+# ISO 4217 list one as published on this day: the codes in use, funds included; those without a minor unit (metals, XDR,
+# XTS, XXX ...) are not money here.
 TABLE_DATE: Final = "2026-01-01"
 _CODES_BY_EXPONENT: Final = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",

@@ -1,12 +1,13 @@
 """The outbox: what one write group asks for, what it changes, and the fold between the two.
 
-A group is decided as a whole and in order: `Group` names what has to be loaded, `Group.fold` turns that into `Changes`. A store loads,
-folds, writes and commits in one transaction; after a rollback the fold is run again on fresh data, never on a remembered answer.
+A group is decided as a whole and in order: `Group` names what has to be loaded, `Group.fold` turns that into `Changes`.
+A store loads, folds, writes and commits in one transaction; after a rollback the fold is run again on fresh data, never
+on a remembered answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
@@ -76,14 +77,19 @@ class MarkBooked:
 
 @dataclass(frozen=True, slots=True)
 class Unpublish:
-    """A memory-only broker is gone: published rows that were not booked and did not go to `broker_id` become pending again."""
+    """A memory-only broker is gone: published rows that were not booked and did not go to `broker_id` become pending
+    again.
+    """
 
     broker_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Put rows back to pending: parked ones by an operator, published ones whose place on the broker is lost. Releases their keys."""
+    """Put rows back to pending: parked ones by an operator, published ones whose place on the broker is lost.
+
+    Releases their keys.
+    """
 
     seqs: tuple[int, ...]
 
@@ -137,7 +143,10 @@ def states_before(write: type[Write]) -> tuple[RowState, ...]:
 # ------------------------------------------------------------------ what comes back, one outcome a write
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A command took effect, now or (replayed) when its key was first seen. `answer` is the stored body, byte for byte."""
+    """A command took effect, now or (replayed) when its key was first seen.
+
+    `answer` is the stored body, byte for byte.
+    """
 
     payment_id: bytes
     version: int
@@ -159,7 +168,8 @@ Outcome = Accepted | Refusal | Done
 # ------------------------------------------------------------------ what the publisher reads
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """An outbox row ready to go: `key` is the payment id as text in bytes, `headers` the CloudEvents headers in order."""
+    """An outbox row ready to go: `key` is the payment id as text in bytes, `headers` the CloudEvents headers in order.
+    """
 
     seq: int
     event_id: bytes
@@ -194,7 +204,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """What a store keeps of one accepted command: event, outbox row, idempotency key and the answer its key will get."""
+    """What a store keeps of one accepted command: event, outbox row, idempotency key and the answer its key will get.
+    """
 
     event: Event
     payload: bytes
@@ -248,7 +259,10 @@ class _Draft:
 
 
 class Group:
-    """The writes that share one transaction. Ids are drawn here, by the caller's thread; the rest may run on another."""
+    """The writes that share one transaction.
+
+    Ids are drawn here, by the caller's thread; the rest may run on another.
+    """
 
     def __init__(self, writes: Sequence[Write], *, at_us: int, new_id: Callable[[], bytes], codec: Codec) -> None:
         self._writes = tuple(writes)
@@ -261,6 +275,7 @@ class Group:
                 self._payment_ids.append(new_id() if isinstance(write.command, Authorize) else None)
                 self._event_ids.append(new_id())
         self._submits = [write for write in self._writes if isinstance(write, Submit)]
+        self._scopes: list[bytes | None] = []
 
     def payment_ids(self) -> set[bytes]:
         """Payments to load first."""
@@ -276,20 +291,20 @@ class Group:
         }
 
     def scopes(self, payments: Mapping[bytes, Payment]) -> set[bytes]:
-        """Keys to load, now that the payments of the group are known."""
-        return {scope for scope in self._scopes(payments) if scope is not None}
+        """Keys to load, now that the payments of the group are known. A command on an unknown payment has none."""
+        self._scopes = [_scope(submit, payments) for submit in self._submits]
+        return {scope for scope in self._scopes if scope is not None}
 
     def fold(self, loaded: Loaded) -> Changes:
-        """Decide every command in order, each on what the ones before it left behind."""
+        """Decide every command in order, each on what the ones before it left behind. After `scopes`."""
+        assert len(self._scopes) == len(self._submits)
         draft = _Draft(dict(loaded.payments), dict(loaded.orders), dict(loaded.keys))
-        scopes = iter(self._scopes(loaded.payments))
-        ids = iter(zip(self._payment_ids, self._event_ids, strict=True))
+        drawn = zip(self._submits, self._scopes, self._payment_ids, self._event_ids, strict=True)
         outcomes: list[Outcome | None] = []
         others: list[tuple[int, Write]] = []
         for place, write in enumerate(self._writes):
             if isinstance(write, Submit):
-                payment_id, event_id = next(ids)
-                outcomes.append(self._submit(draft, write, next(scopes), payment_id, event_id))
+                outcomes.append(self._submit(draft, *next(drawn)))
             else:
                 others.append((place, write))
                 outcomes.append(None)
@@ -300,15 +315,6 @@ class Group:
             others=tuple(others),
             outcomes=outcomes,
         )
-
-    def _scopes(self, payments: Mapping[bytes, Payment]) -> Iterable[bytes | None]:
-        for submit in self._submits:
-            command = submit.command
-            if isinstance(command, Authorize):
-                yield scope_of(command.merchant_id, submit.route, submit.key)
-            else:
-                payment = payments.get(command.payment_id)
-                yield None if payment is None else scope_of(payment.merchant_id, submit.route, submit.key)
 
     def _submit(
         self, draft: _Draft, submit: Submit, scope: bytes | None, payment_id: bytes | None, event_id: bytes
@@ -347,3 +353,11 @@ class Group:
         draft.keys[scope] = StoredKey(submit.fingerprint, payment.id, payment.version, answer)
         draft.rows.append(NewRow(event, self._codec.encode_event(event), submit.traceparent, scope, submit.fingerprint, answer))
         return Accepted(payment.id, payment.version, answer, created=payment.version == 1, replayed=False)
+
+
+def _scope(submit: Submit, payments: Mapping[bytes, Payment]) -> bytes | None:
+    command = submit.command
+    if isinstance(command, Authorize):
+        return scope_of(command.merchant_id, submit.route, submit.key)
+    payment = payments.get(command.payment_id)
+    return None if payment is None else scope_of(payment.merchant_id, submit.route, submit.key)

@@ -8,6 +8,7 @@ Digits that touch letters (hex ids, ULIDs) count only with a scheme's prefix, an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 PAN_DIGITS_MIN: Final = 13
@@ -16,38 +17,48 @@ PAN_DIGITS_MAX: Final = 19
 # One separator between digits, as cards are printed and typed: space, no-break space, hyphen, the dashes, full stop.
 _SEPARATORS: Final = " \u00a0\u2009\u202f\\-\u2010-\u2015.\u2212"
 _RUN: Final = re.compile(rf"\d(?:[{_SEPARATORS}]?\d){{{PAN_DIGITS_MIN - 1},}}")
-_BYTES_RUN: Final = re.compile(rb"[0-9](?:[ .-]?[0-9]){%d}" % (PAN_DIGITS_MIN - 1))
-_GROUP: Final = re.compile(r"\d+")
+# Wider than _RUN and twice as fast: what it finds is looked at again.
+_BYTES_RUN: Final = re.compile(rb"[0-9][0-9 .-]{%d,}[0-9]" % (PAN_DIGITS_MIN - 2))
+_BYTES_SEPARATORS: Final = b" .-"
+_GROUP: Final = re.compile(rb"[0-9]+")
 _UUID: Final = re.compile(r"(?<![0-9A-Za-z])[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?![0-9A-Za-z])")
 # Prefixes and lengths of the schemes (ISO/IEC 7812 allocations as the schemes publish them).
 _SCHEME: Final = re.compile(
-    r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
-    r"|(?:5[1-5]\d{2}|222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}"  # Mastercard
-    r"|3[47]\d{13}"  # American Express
-    r"|(?:6011|64[4-9]\d|65\d{2})\d{12,15}"  # Discover, RuPay, Elo
-    r"|3(?:0[0-5]|[689]\d)\d{11,16}"  # Diners Club
-    r"|35(?:2[89]|[3-8]\d)\d{12,15}"  # JCB
-    r"|62\d{14,17}"  # UnionPay
-    r"|(?:50|5[6-9]|6[0-9])\d{11,17}"  # Maestro and domestic schemes
-    r"|220[0-5]\d{12,15}"  # Mir
-    r"|9792\d{12}"  # Troy
+    rb"4(?:\d{12}|\d{15}|\d{18})"  # Visa
+    rb"|(?:5[1-5]\d{2}|222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}"  # Mastercard
+    rb"|3[47]\d{13}"  # American Express
+    rb"|(?:6011|64[4-9]\d|65\d{2})\d{12,15}"  # Discover, RuPay, Elo
+    rb"|3(?:0[0-5]|[689]\d)\d{11,16}"  # Diners Club
+    rb"|35(?:2[89]|[3-8]\d)\d{12,15}"  # JCB
+    rb"|62\d{14,17}"  # UnionPay
+    rb"|(?:50|5[6-9]|6[0-9])\d{11,17}"  # Maestro and domestic schemes
+    rb"|220[0-5]\d{12,15}"  # Mir
+    rb"|9792\d{12}"  # Troy
 )
-# Luhn: every second digit from the right is doubled and its digits summed.
-_DOUBLED: Final = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+# Luhn: every second digit from the right is doubled and its digits summed. As byte tables, so that C does the work.
+_VALUES: Final = bytes.maketrans(b"0123456789", bytes(range(10)))
+_DOUBLED: Final = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
 
 
-def passes_luhn(digits: str) -> bool:
-    """Whether the last digit is the Luhn check digit of the others. Digits of any script count."""
-    values = [int(digit) for digit in digits]
-    return (sum(values[-1::-2]) + sum(_DOUBLED[value] for value in values[-2::-2])) % 10 == 0
+def passes_luhn(digits: bytes) -> bool:
+    """Whether the last of these ASCII digits is the Luhn check digit of the others."""
+    return (sum(digits[-1::-2].translate(_VALUES)) + sum(digits[-2::-2].translate(_DOUBLED))) % 10 == 0
 
 
 def may_hold_card(raw: bytes) -> bool:
-    """A cheap first look at a whole request body: False means that no text in it can hold a card number.
+    """A quick look at a whole request body: False means that no text in it can hold a card number.
 
-    Only bodies that are plain ASCII without escapes can be cleared; everything else needs the look at each text.
+    Only a body of plain ASCII without escapes can be cleared; any other needs the look at each text. One digit string in ten is not cleared.
     """
-    return not raw.isascii() or b"\\" in raw or _BYTES_RUN.search(raw) is not None
+    if b"\\" in raw or not raw.isascii():
+        return True
+    for run in _BYTES_RUN.findall(raw):
+        digits = run.translate(None, _BYTES_SEPARATORS)
+        if len(digits) < PAN_DIGITS_MIN:
+            continue
+        if (len(digits) <= PAN_DIGITS_MAX and passes_luhn(digits)) or any(map(passes_luhn, _stretches(run))):
+            return True
+    return False
 
 
 def holds_card(text: str, *, identifier: bool = False) -> bool:
@@ -59,24 +70,25 @@ def holds_card(text: str, *, identifier: bool = False) -> bool:
 
 
 def _run_is_card(text: str, run: re.Match[str], *, identifier: bool) -> bool:
-    """Try every stretch of whole groups of the run: `ref 42 4111 1111 1111 1111` holds a card, and 20 digits in one piece do not."""
     start, end = run.span()
     touches_letter = text[start - 1 : start].isalpha() or text[end : end + 1].isalpha()
     scheme_only = identifier or touches_letter
-    groups = _GROUP.findall(run.group())
+    ascii_run = "".join(str(int(one)) if one.isdecimal() else " " for one in run.group())
+    return any(
+        not scheme_only or _SCHEME.fullmatch(digits) is not None
+        for digits in _stretches(ascii_run.encode())
+        if passes_luhn(digits)
+    )
+
+
+def _stretches(run: bytes) -> Iterator[bytes]:
+    """Every stretch of whole groups with the length of a card: `42 4111 1111 1111 1111` holds one, and 20 digits in one piece do not."""
+    groups = _GROUP.findall(run)
     for first in range(len(groups)):
-        digits = ""
+        digits = b""
         for group in groups[first:]:
             digits += group
             if len(digits) > PAN_DIGITS_MAX:
                 break
-            if len(digits) >= PAN_DIGITS_MIN and _digits_are_card(digits, scheme_only=scheme_only):
-                return True
-    return False
-
-
-def _digits_are_card(digits: str, *, scheme_only: bool) -> bool:
-    ascii_digits = "".join(str(int(digit)) for digit in digits)
-    if scheme_only and _SCHEME.fullmatch(ascii_digits) is None:
-        return False
-    return passes_luhn(ascii_digits) and ascii_digits.strip("0") != ""
+            if len(digits) >= PAN_DIGITS_MIN and digits.strip(b"0"):
+                yield digits

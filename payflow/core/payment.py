@@ -93,7 +93,10 @@ Command = Authorize | Capture | Refund | Void
 # ------------------------------------------------------------------ what may follow what
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a command does to a payment in a state that allows it. The next state depends on whether anything is left to capture or refund."""
+    """What a command does to a payment in a state that allows it.
+
+    The next state depends on whether anything is left to capture or refund.
+    """
 
     event_type: EventType
     next_status: Status
@@ -105,7 +108,8 @@ _CAPTURE: Final = Step(EventType.CAPTURED, Status.CAPTURED, Status.PARTIALLY_CAP
 _REFUND: Final = Step(EventType.REFUNDED, Status.REFUNDED, Status.PARTIALLY_REFUNDED)
 _VOID: Final = Step(EventType.VOIDED, Status.VOIDED, Status.VOIDED)
 
-# The only place that knows which command is allowed when. A pair that is absent is refused. None: there is no payment yet.
+# The only place that knows which command is allowed when. A pair that is absent is refused. None: there is no payment
+# yet.
 TRANSITIONS: Final[Mapping[tuple[Status | None, type[Command]], Step]] = MappingProxyType(
     {
         (None, Authorize): _AUTHORIZE,
@@ -155,7 +159,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A command takes effect: the payment after it, what happened, and the money this step moves (for a void: what it releases)."""
+    """A command takes effect: the payment after it, what happened, and the money this step moves (for a void: what it
+    releases).
+    """
 
     payment: Payment
     event_type: EventType
@@ -184,9 +190,8 @@ def decide(payment: Payment | None, command: Command, at_us: int, *, payment_id:
     if amount > left:
         return Refusal(RefusalCode.AMOUNT_EXCEEDS, payment, left)
     status = step.next_status if amount == left else step.next_status_partly
-    if capturing:
-        return Decision(_after(payment, status, at_us, captured=amount), step.event_type, amount)
-    return Decision(_after(payment, status, at_us, refunded=amount), step.event_type, amount)
+    captured, refunded = (amount, 0) if capturing else (0, amount)
+    return Decision(_after(payment, status, at_us, captured=captured, refunded=refunded), step.event_type, amount)
 
 
 def _after(payment: Payment, status: Status, at_us: int, *, captured: int = 0, refunded: int = 0) -> Payment:

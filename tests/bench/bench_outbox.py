@@ -1,8 +1,8 @@
 """Durable payments a second of the SQLite outbox, one transaction a group, and where the time of a group goes.
 
-`python -m tests.bench.bench_outbox [--seconds 2] [--directory DIR]`. Authorizations with an order id, 500 merchants at random, random
-idempotency keys, ascending ids; one group in flight, as the outbox actor works. Marks are the publisher's and the consumer's word, in the same
-transactions.
+`python -m tests.bench.bench_outbox [--seconds 2] [--directory DIR]`. Authorizations with an order id, 500 merchants at
+random, random idempotency keys, ascending ids; one group in flight, as the outbox actor works. Marks are the
+publisher's and the consumer's word, in the same transactions.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ async def test_more_than_a_batch_is_taken_in_prefixes(kafka: Backend) -> None:
     count, first = await log.append(kafka.topic, 0, records)
     offsets = await append_all(log, kafka.topic, 0, records[count:])
 
-    assert 0 == first
+    assert first == 0
     assert 1 < count < len(records)
     assert list(range(count, len(records))) == offsets
     assert list(range(len(records))) == numbers(await fetch_count(await kafka.opened_source(), len(records)))
@@ -90,7 +90,7 @@ async def test_a_record_larger_than_a_batch_goes_alone(kafka: Backend) -> None:
 
     count, _ = await log.append(kafka.topic, 0, [record(0, size=900_000), record(1)])
 
-    assert 1 == count
+    assert count == 1
 
 
 @pytest.mark.parametrize("bad", [record(0, size=1_100_000), NOT_BYTES], ids=["too large", "not encodable"])

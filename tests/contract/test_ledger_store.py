@@ -300,6 +300,16 @@ async def test_close_is_idempotent(store: Store) -> None:
     await store.close()
 
 
+async def test_a_closed_ledger_can_be_opened_again(store: Store) -> None:
+    """What a caller does after StoreOutcomeUnknown: the next batch tells whether the last one was written."""
+    await store.book_events(event(version=1))
+
+    await store.ledger.close()
+    await store.ledger.open()
+
+    assert (await store.book_events(event(version=1))).duplicates == 1
+
+
 # ---------------------------------------------------------------- the fake alone
 async def test_the_fake_fails_before_or_after_it_wrote(tmp_path: Path) -> None:
     store = Store(None)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.runtime_program import PHASES
+from tests.support.runtime_program import PHASES
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30
@@ -69,7 +69,7 @@ class Program:
 
 @contextlib.contextmanager
 def program(scenario: str, loop: str = "asyncio") -> Iterator[Program]:
-    command = [sys.executable, "-W", "default", "-m", "tests.process.runtime_program", scenario, loop]
+    command = [sys.executable, "-W", "default", "-m", "tests.support.runtime_program", scenario, loop]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         guard = threading.Timer(LIMIT_S, process.kill)

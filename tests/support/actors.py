@@ -77,7 +77,9 @@ def make_system(root: SupervisorSpec, events: Events | None = None) -> System:
 
 
 @asynccontextmanager
-async def running(*children: ChildSpec | SupervisorSpec, events: Events | None = None, **options: Any) -> AsyncIterator[System]:
+async def running(
+    *children: ChildSpec | SupervisorSpec, events: Events | None = None, **options: Any
+) -> AsyncIterator[System]:
     """Run a system for the length of a test."""
     system = make_system(supervisor(*children, **options), events)
     await system.start()

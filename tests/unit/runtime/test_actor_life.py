@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -282,24 +282,28 @@ async def test_lc_10_a_cancelled_error_raised_by_the_handlers_own_code_is_a_cras
 
 @virtual
 async def test_lc_11_a_stop_meant_for_the_old_instance_does_not_stop_the_new_one() -> None:
-    """b crashes in the tick in which the group restart has put a stop into its system lane."""
-    events = Events()
-    let_b_crash = asyncio.Event()
+    """b crashes in the tick in which the group restart has put a stop into its system lane: the stop stays unread."""
+    group_restart = asyncio.Event()
 
-    async def crash_together(_actor: Scripted, message: str) -> None:
-        await let_b_crash.wait()
+    class Signalling(Events):
+        def __call__(self, event: str, **fields: Any) -> None:
+            super().__call__(event, **fields)
+            if event == "actor.restarting":  # the supervisor tells b to stop in this very step
+                group_restart.set()
+
+    async def crash_then(_actor: Scripted, message: str) -> None:
+        await group_restart.wait()
         raise RuntimeError(message)
 
-    diaries: list[Any] = []
-    a = child("a", lambda: Scripted(crash_together, diaries))
-    b = child("b", lambda: Scripted(crash_together, diaries))
-    async with running(a, b, strategy=Strategy.ONE_FOR_ALL, events=events) as system:
-        system.ref("a").tell("one")
-        system.ref("b").tell("two")
+    events = Signalling()
+    children = child("a"), child("b", lambda: Scripted(crash_then))
+    async with running(*children, strategy=Strategy.ONE_FOR_ALL, events=events) as system:
+        system.ref("b").tell("x")
         await settle()
-        let_b_crash.set()
+        system.ref("a").tell("crash")
         await advance(1)
 
+        assert ["start a", "start b", "crash a", "crash b", "start a", "start b"] == events.lives()
         assert [2, 2] == [node.instance for node in system.tree().children]
         assert [ActorState.RUNNING] * 2 == [node.state for node in system.tree().children]
 

@@ -1,5 +1,6 @@
-"""Small processes for test_runtime_process: `python -m tests.process.runtime_program SCENARIO [asyncio|uvloop]`.
+"""Small processes for test_runtime_process: `python -m tests.support.runtime_program SCENARIO [asyncio|uvloop]`.
 
+The `time.sleep` calls in here are the fault under test, a blocked loop; nothing waits by sleeping.
 Each writes its events to stderr, one JSON object a line, and `ready` when the test may act.
 """
 
