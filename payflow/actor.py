@@ -179,14 +179,18 @@ class Belongings:
         self._timers.add(timer)
         return timer
 
-    async def close(self, *, timeout_s: float) -> tuple[str, ...]:
-        """Cancel and await everything; return the names of tasks that did not obey in time."""
+    def cancel(self) -> None:
+        """Cancel everything, without waiting for it."""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
+
+    async def close(self, *, timeout_s: float) -> tuple[str, ...]:
+        """Cancel and await everything; return the names of tasks that did not obey in time."""
+        self.cancel()
+        tasks = list(self._tasks)
         if not tasks:
             return ()
         _, late = await asyncio.wait(tasks, timeout=timeout_s)

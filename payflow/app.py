@@ -81,7 +81,9 @@ class App:
         self._ledger = self._ledger_reader() if self._consume else None
         self.ports: dict[str, int] = {}
         self.system = System(self._tree(), emit=self._emit, draw=random.random)
-        self._health = AppHealth(self.system, ingest=self._ingest, consume=self._consume, gauges=self._gauges, breakers=self._breakers)
+        self._health = AppHealth(
+            self.system, ingest=self._ingest, consume=self._consume, gauges=self._gauges, breakers=self._breakers
+        )
         self._figures = Figures(
             self.system,
             breakers=self._breakers,
@@ -104,7 +106,9 @@ class App:
             make_data_dir(self._settings.storage.data_dir)
             await self.system.start()
             self._control.up()
-            self._emit("process.ready", **self.ports, roles=list(self._settings.roles), pid=os.getpid(), version=__version__)
+            self._emit(
+                "process.ready", **self.ports, roles=list(self._settings.roles), pid=os.getpid(), version=__version__
+            )
             raise await self.system.escalated
         finally:
             metrics.close()
@@ -125,23 +129,52 @@ class App:
 
         add("announce", "readiness", announce)
         add("unbind", "intake", lambda: self._front.unbind())
-        add("requests_done", "intake", lambda: self.system.drain("intake", timeout_s=graces.requests_done_s, close=True))
+        add(
+            "requests_done", "intake", lambda: self.system.drain("intake", timeout_s=graces.requests_done_s, close=True)
+        )
         add("drain", "pipeline", drain)
         add("stop", "tree", lambda: self.system.stop(drain=True, grace_s=graces.stop_s))
 
     # ------------------------------------------------------------------ the tree
     def _tree(self) -> SupervisorSpec:
-        children = [
-            ChildSpec("outbox", self._outbox, capacity=2048, overflow=Overflow.REJECT, batch=Batch(512), handler_timeout_s=30.0),
-            ChildSpec("publisher", self._publisher, capacity=256, overflow=Overflow.COALESCE, lossy=True, handler_timeout_s=10.0),
-        ] if self._ingest else []
+        children = (
+            [
+                ChildSpec(
+                    "outbox",
+                    self._outbox,
+                    capacity=2048,
+                    overflow=Overflow.REJECT,
+                    batch=Batch(512),
+                    handler_timeout_s=30.0,
+                ),
+                ChildSpec(
+                    "publisher",
+                    self._publisher,
+                    capacity=256,
+                    overflow=Overflow.COALESCE,
+                    lossy=True,
+                    handler_timeout_s=10.0,
+                ),
+            ]
+            if self._ingest
+            else []
+        )
         if self._embedded:
             children.insert(0, ChildSpec("broker", self._broker, capacity=4, overflow=Overflow.REJECT))
         if self._consume:
             children.append(
-                ChildSpec("consumer", self._consumer, capacity=256, overflow=Overflow.BLOCK, batch=Batch(16), handler_timeout_s=30.0)
+                ChildSpec(
+                    "consumer",
+                    self._consumer,
+                    capacity=256,
+                    overflow=Overflow.BLOCK,
+                    batch=Batch(16),
+                    handler_timeout_s=30.0,
+                )
             )
-        children.append(ChildSpec("intake", self._intake, capacity=1024, overflow=Overflow.REJECT, handler_timeout_s=5.0))
+        children.append(
+            ChildSpec("intake", self._intake, capacity=1024, overflow=Overflow.REJECT, handler_timeout_s=5.0)
+        )
         self._actor_ids = frozenset(child.id for child in children)
         gauges = ChildSpec("gauges", self._gauge_reader, capacity=4, overflow=Overflow.DROP_NEWEST, lossy=True)
         return SupervisorSpec(
@@ -162,7 +195,10 @@ class App:
     def _outbox(self) -> Outbox:
         storage = self._settings.storage
         store = SqliteOutboxStore(
-            self._payments_path, ids=UuidIds(), busy_timeout_s=storage.busy_timeout_s, checkpoint_pages=storage.checkpoint_pages
+            self._payments_path,
+            ids=UuidIds(),
+            busy_timeout_s=storage.busy_timeout_s,
+            checkpoint_pages=storage.checkpoint_pages,
         )
         settings = OutboxSettings(
             idempotency_retention_s=storage.idempotency_retention_s,
@@ -274,7 +310,9 @@ class App:
             health=self._health,
             host=management.host,
             port=self.ports.get("management_port", management.port),
-            access=Access(management.allow_actions, {name: token.reveal() for name, token in management.tokens.items()}),
+            access=Access(
+                management.allow_actions, {name: token.reveal() for name, token in management.tokens.items()}
+            ),
             metrics=server_stats,
             breakers=self._breaker_bodies,
             info=self._info(),

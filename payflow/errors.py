@@ -79,7 +79,9 @@ class RestartIntensityExceeded(ActorError):
     """A child came down more often than its supervisor allows; `causes` are short reasons, newest last."""
 
     def __init__(self, child: str, *, count: int, within_s: float, causes: tuple[str, ...]) -> None:
-        super().__init__(f"{child} came down {count} times within {within_s:g} s: {causes[-1] if causes else 'unknown'}")
+        super().__init__(
+            f"{child} came down {count} times within {within_s:g} s: {causes[-1] if causes else 'unknown'}"
+        )
         self.child = child
         self.count = count
         self.within_s = within_s

@@ -209,7 +209,8 @@ def _describe(node: Node) -> str:
     state = "BACKING" if node.state is ActorState.BACKING_OFF else str(node.state)
     head = f"{node.strategy or '':<13} {state:<9}"
     if node.mailbox is None:
-        return f"{head} up {_duration(node.since_s):<9} restarts {node.restarts_in_window}/{node.max_restarts}{_last_error(node)}"
+        restarts = f"{node.restarts_in_window}/{node.max_restarts}"
+        return f"{head} up {_duration(node.since_s):<9} restarts {restarts}{_last_error(node)}"
     box = node.mailbox
     level = f"{box.depth}/{box.capacity}"
     return f"{head} mbox {_bar(box.depth, box.capacity)} {level:<10} age {box.oldest_age_s:.1f}s{_note(node)}"

@@ -120,7 +120,8 @@ class Instance:
             reason = await self._live(stack)
         except BaseException as caught:  # noqa: BLE001 - the boundary: whatever leaves an actor becomes an exit
             error = caught
-        if self.detached:
+        if self.detached and self.exit is not None:  # came back late: its message is settled, its resources are not
+            await self._leave(self.exit, stack)
             return
         ended = self._judge(reason, error)
         self.leaving = True
@@ -150,6 +151,7 @@ class Instance:
         )
         await actor.on_start(stack)
         self._actor = actor
+        self._end_if_cut_off()
         self._publishes = type(actor).snapshot is not Actor.snapshot
         self.ready.set_result(None)
         home.on_ready(self)  # now, not when `start` wakes up: the first message may crash before that
@@ -174,7 +176,7 @@ class Instance:
                 continue
             work.envelope = envelope
             answer = await handle(envelope.payload)
-            if self.detached:
+            if self.detached:  # given up in the meantime: the message is settled, the mailbox is no longer ours
                 return ExitReason.KILLED
             work.envelope = None
             now = mailbox.done(envelope, answer)
@@ -241,6 +243,7 @@ class Instance:
         if drain is None or self.home.mailbox.settled_total < drain.target:
             return
         await actor.on_drain()
+        self._end_if_cut_off()
         if self.home.drain is drain:
             self.home.drain = None
         if not drain.acknowledged.done():
@@ -267,13 +270,18 @@ class Instance:
         with suppress(MailboxFull, MailboxClosed):
             self.home.mailbox.tell_system(StopCommand(self.number, reason))
 
-    def detach(self) -> Exit:
+    def _end_if_cut_off(self) -> None:
+        """Go no further when the actor's code swallowed the cancellation that was to end this run."""
+        if self._verdict is not None or self.detached:
+            raise asyncio.CancelledError
+
+    def detach(self) -> None:
         """Give up on a run that does not obey: settle its message here; whatever it does later touches nothing."""
         self.detached = True
         self.exit = self.exit or self._verdict or Exit(ExitReason.KILLED, None)
+        self._belongings.cancel()
         if not self.leaving:
             self._settle(self.exit)
-        return self.exit
 
     def finish(self) -> None:
         """Nothing is expected of this run any more."""
@@ -292,8 +300,6 @@ class Instance:
         self.home.mailbox.tell_system(StopCommand(self.number, ExitReason.NORMAL))
 
     def _task_failed(self, error: BaseException) -> None:
-        if isinstance(error, INTERRUPTS):
-            self.home.on_interrupt(error)
         self.end_now(ExitReason.CRASHED, error)
 
     def _judge(self, reason: ExitReason, error: BaseException | None) -> Exit:

@@ -29,6 +29,9 @@ __all__ = ["Clock", "DropReason", "Envelope", "Lane", "Mailbox", "MailboxState",
 # Lifecycle and inspection commands only. A lane this long means that its reader is broken, not that there is load.
 SYSTEM_LANE_CAPACITY: Final = 1024
 
+# asyncio fires a timer up to one clock tick early; what it wakes must not wait again for the rest of that tick.
+TIMER_EARLY_S: Final = 1e-9
+
 DeadLetterSink = Callable[[str, Envelope, DropReason, str], None]  # actor id, message, reason, detail
 
 
@@ -285,7 +288,7 @@ class Mailbox:
             return False
         if len(self._user) >= max_items or self._state is not MailboxState.OPEN:
             return True
-        return self._clock() >= self._user[0].enqueued_at + linger_s
+        return self._clock() >= self._user[0].enqueued_at + linger_s - TIMER_EARLY_S
 
     async def _suspend(self, *, wanted: int) -> None:
         assert self._receiver is None, "a mailbox has one receiver"

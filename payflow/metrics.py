@@ -160,11 +160,15 @@ class Metrics(Collector):
             yield _by_label(name, label, values)
         for table, name, labels in self._source.durations():
             yield table.family(name, "Seconds.", labels)
-        requests = CounterMetricFamily("payflow_http_requests", "Answered requests.", labels=("route", "method", "status"))
+        requests = CounterMetricFamily(
+            "payflow_http_requests", "Answered requests.", labels=("route", "method", "status")
+        )
         for (route, method, status), count in sorted(self._source.requests().items()):
             requests.add_metric((route, method, str(status)), count)
         yield requests
-        yield GaugeMetricFamily("payflow_event_loop_lag_seconds", "Largest lag of the loop in the last minute.", self._source.loop_lag_s())
+        yield GaugeMetricFamily(
+            "payflow_event_loop_lag_seconds", "Largest lag of the loop in the last minute.", self._source.loop_lag_s()
+        )
 
     def _outbox(self) -> Iterator[Metric]:
         backlog = self._source.backlog()
@@ -172,9 +176,13 @@ class Metrics(Collector):
             return
         yield GaugeMetricFamily("payflow_outbox_pending_rows", "Outbox rows not published.", backlog.pending)
         yield GaugeMetricFamily("payflow_outbox_parked_rows", "Outbox rows parked.", backlog.parked)
-        yield GaugeMetricFamily("payflow_outbox_held_keys", "Payments whose rows wait for an operator.", backlog.held_keys)
         yield GaugeMetricFamily(
-            "payflow_outbox_oldest_pending_age_seconds", "Age of the oldest pending row, 0 when there is none.", self._source.oldest_pending_age_s()
+            "payflow_outbox_held_keys", "Payments whose rows wait for an operator.", backlog.held_keys
+        )
+        yield GaugeMetricFamily(
+            "payflow_outbox_oldest_pending_age_seconds",
+            "Age of the oldest pending row, 0 when there is none.",
+            self._source.oldest_pending_age_s(),
         )
 
     def _actors(self) -> Iterator[Metric]:
@@ -189,19 +197,31 @@ class Metrics(Collector):
         }
         for name, read in gauges.items():
             yield _by_label(name, "actor", {f.actor: read(f.mailbox) for f in figures})
-        messages = CounterMetricFamily("payflow_mailbox_messages", "Messages by what became of them.", labels=("actor", "outcome"))
+        messages = CounterMetricFamily(
+            "payflow_mailbox_messages", "Messages by what became of them.", labels=("actor", "outcome")
+        )
         for figure in figures:
             box = figure.mailbox
-            outcomes = {"processed": box.processed_total, "rejected": box.rejected_total, "coalesced": box.coalesced_total}
+            outcomes = {
+                "processed": box.processed_total,
+                "rejected": box.rejected_total,
+                "coalesced": box.coalesced_total,
+            }
             outcomes |= {reason.value: count for reason, count in box.dropped_total.items()}
             for outcome, count in outcomes.items():
                 messages.add_metric((figure.actor, outcome), count)
         yield messages
-        yield _by_label("payflow_mailbox_blocked_seconds_total", "actor", {f.actor: f.mailbox.blocked_seconds_total for f in figures})
+        yield _by_label(
+            "payflow_mailbox_blocked_seconds_total",
+            "actor",
+            {f.actor: f.mailbox.blocked_seconds_total for f in figures},
+        )
         yield _by_label("payflow_actor_restarts_total", "actor", {f.actor: f.restarts_total for f in figures})
         yield _by_label("payflow_actor_stuck", "actor", {f.actor: float(f.stuck) for f in figures})
         for name in ("wait_seconds", "handle_seconds"):
-            family = HistogramMetricFamily(f"payflow_mailbox_{name}", "Seconds a message waited or was handled.", labels=("actor",))
+            family = HistogramMetricFamily(
+                f"payflow_mailbox_{name}", "Seconds a message waited or was handled.", labels=("actor",)
+            )
             for figure in figures:
                 view = getattr(figure.mailbox, name)
                 family.add_metric((figure.actor,), list(_cumulative(view.bounds_s, view.counts)), view.sum_s)
@@ -212,19 +232,31 @@ class Metrics(Collector):
         prefix = "resilience4j_circuitbreaker"
         state = GaugeMetricFamily(f"{prefix}_state", "The states of the circuit breaker", labels=("name", "state"))
         buffered = GaugeMetricFamily(
-            f"{prefix}_buffered_calls", "The number of buffered failed calls stored in the ring buffer", labels=("kind", "name")
+            f"{prefix}_buffered_calls",
+            "The number of buffered failed calls stored in the ring buffer",
+            labels=("kind", "name"),
         )
         slow = GaugeMetricFamily(
-            f"{prefix}_slow_calls", "The number of slow successful which were slower than a certain threshold", labels=("kind", "name")
+            f"{prefix}_slow_calls",
+            "The number of slow successful which were slower than a certain threshold",
+            labels=("kind", "name"),
         )
-        failure_rate = GaugeMetricFamily(f"{prefix}_failure_rate", "The failure rate of the circuit breaker", labels=("name",))
-        slow_rate = GaugeMetricFamily(f"{prefix}_slow_call_rate", "The slow call of the circuit breaker", labels=("name",))
-        refused = CounterMetricFamily(f"{prefix}_not_permitted_calls", "Total number of not permitted calls", labels=("kind", "name"))
+        failure_rate = GaugeMetricFamily(
+            f"{prefix}_failure_rate", "The failure rate of the circuit breaker", labels=("name",)
+        )
+        slow_rate = GaugeMetricFamily(
+            f"{prefix}_slow_call_rate", "The slow call of the circuit breaker", labels=("name",)
+        )
+        refused = CounterMetricFamily(
+            f"{prefix}_not_permitted_calls", "Total number of not permitted calls", labels=("kind", "name")
+        )
         calls = Metric(f"{prefix}_calls_seconds", "Total number of successful calls", "summary")
         moves = CounterMetricFamily(
             "payflow_circuitbreaker_transitions", "State changes.", labels=("name", "from", "to", "cause")
         )
-        spent = CounterMetricFamily("payflow_circuitbreaker_state_seconds", "Seconds spent in each state.", labels=("name", "state"))
+        spent = CounterMetricFamily(
+            "payflow_circuitbreaker_state_seconds", "Seconds spent in each state.", labels=("name", "state")
+        )
         for snapshot in self._source.breakers():
             name = snapshot.name
             for value in BREAKER_STATES:

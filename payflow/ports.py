@@ -107,7 +107,9 @@ class Ledger(Protocol):
     async def positions(self, source_id: str, topic: str) -> Mapping[int, int]:
         """Next offset to read, a partition; partitions never seen are absent."""
 
-    async def book(self, deliveries: Sequence[Delivery], *, source_id: str, topic: str, positions: Mapping[int, int], at_us: int) -> Booking:
+    async def book(
+        self, deliveries: Sequence[Delivery], *, source_id: str, topic: str, positions: Mapping[int, int], at_us: int
+    ) -> Booking:
         """Inbox, postings, held events and positions in one transaction.
 
         `positions` are the next offsets after this batch; the position of a partition with a refused delivery stops at its offset. `at_us`
@@ -286,5 +288,7 @@ class ManagementService(Protocol):
 
     async def journey(self, payment_id: bytes) -> Mapping[str, object] | None: ...
 
-    async def act(self, action: str, actor_id: str, *, by: str, reason: str, max_s: float | None) -> Mapping[str, object]:
+    async def act(
+        self, action: str, actor_id: str, *, by: str, reason: str, max_s: float | None
+    ) -> Mapping[str, object]:
         """`action` is pause, resume or restart; audited before it is done."""

@@ -7,6 +7,7 @@ is not its business: it reports to its supervisor and obeys.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -247,6 +248,7 @@ class ActorSlot:
             instance=instance.number,
             reason=ended.reason,
             error=last_line(ended.cause),
+            traceback="".join(traceback.format_exception(ended.cause)) if ended.cause is not None else "",
         )
         if not self._stopping:
             self._on_down(Down(self.id, instance.number, ended.reason, ended.cause))
@@ -301,6 +303,8 @@ class ActorSlot:
     def pause(self, *, max_s: float, by: str) -> None:
         """Handle nothing but the system lane for a while; goes on by itself after `max_s`."""
         self.resume(by)
+        if self.mailbox.state is not MailboxState.OPEN:
+            raise ActorStopped(self.id, f"its mailbox is {self.mailbox.state}")
         self.mailbox.pause()
         now = self._world.clock()
         timer = asyncio.get_running_loop().call_later(max_s, self.resume, "timeout")

@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
+from types import CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Final
 
 _FOREIGN: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -49,10 +49,8 @@ def _chain(awaited: Any) -> Iterator[tuple[CodeType, FrameType]]:
                 code, frame, awaited = awaited.cr_code, awaited.cr_frame, awaited.cr_await
             case GeneratorType():
                 code, frame, awaited = awaited.gi_code, awaited.gi_frame, awaited.gi_yieldfrom
-            case AsyncGeneratorType():
-                code, frame, awaited = awaited.ag_code, awaited.ag_frame, awaited.ag_await
             case _:  # a future, or something written in C: the end of what can be followed
                 return
-        if frame is None:
+        if frame is None:  # finished
             return
         yield code, frame

@@ -90,7 +90,14 @@ class LogWriter:
                 count = min(len(self._lines), WRITE_LINES)
                 events = [self._lines.popleft() for _ in range(count)]
                 if self.dropped_total != reported:
-                    events.append({"event": "log.dropped", "level": "error", "lines": self.dropped_total - reported, "at": time.time()})
+                    events.append(
+                        {
+                            "event": "log.dropped",
+                            "level": "error",
+                            "lines": self.dropped_total - reported,
+                            "at": time.time(),
+                        }
+                    )
                     reported = self.dropped_total
                 try:
                     os.write(self._fd, "".join([self._render(event) for event in events]).encode("utf-8", "replace"))
@@ -123,7 +130,12 @@ class _QueueHandler(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        event = {"event": record.getMessage(), "level": record.levelname.lower(), "at": record.created, "logger": record.name}
+        event = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "at": record.created,
+            "logger": record.name,
+        }
         if record.exc_info and record.exc_info[1] is not None:
             event["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
         self._writer.put(event)

@@ -208,7 +208,10 @@ def decode_event(value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> L
     for name, content in headers:
         if name == "ce_id" and content != body.event_id.encode():
             raise UndecodableEvent("ce_id differs from event_id")
-    if not body.refunded_amount <= body.captured_amount <= body.authorized_amount or body.amount > body.authorized_amount:
+    if (
+        not body.refunded_amount <= body.captured_amount <= body.authorized_amount
+        or body.amount > body.authorized_amount
+    ):
         raise UndecodableEvent("the amounts contradict each other")
     at_us = (body.at - _EPOCH) // _MICROSECOND
     return LedgerEvent(

@@ -47,7 +47,12 @@ class Broker(Actor):
     async def _keep(self) -> None:
         bootstrap, broker_id = await self._process.start()
         self._moved = BrokerMoved(bootstrap, broker_id)
-        self.ctx.emit("broker.started", bootstrap=bootstrap, broker_id=broker_id, note="embedded, memory only, for trying and testing")
+        self.ctx.emit(
+            "broker.started",
+            bootstrap=bootstrap,
+            broker_id=broker_id,
+            note="embedded, memory only, for trying and testing",
+        )
         await self._announce()
         status = await self._process.wait()
         raise BrokerUnavailable(f"the embedded broker ended with status {status}")

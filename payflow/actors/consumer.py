@@ -207,7 +207,11 @@ class Consumer(Actor):
         positions = _positions_after(records, {p.record.partition: p.record.offset for p in reversed(poison)})
         try:
             booking = await self._ledger.book(
-                deliveries, source_id=info.log_id, topic=self._settings.topic, positions=positions, at_us=self._clock.wall_us()
+                deliveries,
+                source_id=info.log_id,
+                topic=self._settings.topic,
+                positions=positions,
+                at_us=self._clock.wall_us(),
             )
         except (StoreBusy, StoreUnavailable) as error:
             self._book_later(error)
@@ -244,7 +248,9 @@ class Consumer(Actor):
         self._failures += 1
         self._counters.paused = True
         self._last_error = f"{type(error).__name__}: {error}"
-        self.ctx.emit("consumer.ledger_unavailable", failures=self._failures, retry_in_s=round(delay_s, 3), error=self._last_error)
+        self.ctx.emit(
+            "consumer.ledger_unavailable", failures=self._failures, retry_in_s=round(delay_s, 3), error=self._last_error
+        )
         self._update_idle()
         self.ctx.tell_later(delay_s, Tick(BOOK))
 
@@ -257,7 +263,12 @@ class Consumer(Actor):
                 await self._append_dead_letter(poison)
             except (BrokerUnavailable, LaneUnavailable, ProducerBroken, TimeoutError) as error:
                 self._last_error = f"dead letter: {type(error).__name__}: {error}"
-                self.ctx.emit("consumer.dead_letter_failed", partition=poison.record.partition, offset=poison.record.offset, error=self._last_error)
+                self.ctx.emit(
+                    "consumer.dead_letter_failed",
+                    partition=poison.record.partition,
+                    offset=poison.record.offset,
+                    error=self._last_error,
+                )
                 await self._drop_dead_letter_log()
                 await asyncio.sleep(self._settings.backoff.delay_s(self._failures, self._draw()))
                 self._failures += 1
@@ -266,12 +277,19 @@ class Consumer(Actor):
             code = poison.reason.partition(":")[0]
             totals = self._counters.dead_lettered_total
             totals[code] = totals.get(code, 0) + 1
-            self.ctx.emit("consumer.dead_lettered", partition=poison.record.partition, offset=poison.record.offset, reason=poison.reason)
+            self.ctx.emit(
+                "consumer.dead_lettered",
+                partition=poison.record.partition,
+                offset=poison.record.offset,
+                reason=poison.reason,
+            )
             if generation == self._generation:
                 self._poison.pop(0)
         if generation != self._generation:
             return
-        await self._ledger.book([], source_id=info.log_id, topic=self._settings.topic, positions=positions, at_us=self._clock.wall_us())
+        await self._ledger.book(
+            [], source_id=info.log_id, topic=self._settings.topic, positions=positions, at_us=self._clock.wall_us()
+        )
         self._positions.update(positions)
         self._update_idle()
         self.ctx.ref.tell(Tick(BOOK))
@@ -330,7 +348,9 @@ class Consumer(Actor):
             await self._idle.wait()
             started_at = self._clock.now()
             try:
-                records = await source.fetch(max_records=self._settings.fetch_records, timeout_s=self._settings.fetch_timeout_s)
+                records = await source.fetch(
+                    max_records=self._settings.fetch_records, timeout_s=self._settings.fetch_timeout_s
+                )
             except OffsetOutOfRange as error:
                 await self.ctx.ref.send(PositionLost(generation, error.partition, error.offset))
                 return
@@ -350,7 +370,9 @@ class Consumer(Actor):
 
     async def _position_lost(self, lost: PositionLost) -> None:
         self._counters.offset_out_of_range_total += 1
-        self.ctx.emit("consumer.position_lost", partition=lost.partition, offset=lost.offset, volatile=self._settings.volatile)
+        self.ctx.emit(
+            "consumer.position_lost", partition=lost.partition, offset=lost.offset, volatile=self._settings.volatile
+        )
         source, info = self._source, self._info
         if source is None or info is None:
             return

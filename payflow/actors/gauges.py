@@ -61,7 +61,9 @@ class GaugeReader(Actor):
             await self._attempt("ledger", self._ledger.open, self._read_ledger)
         self._gauges.free_bytes = shutil.disk_usage(self._data_dir).free
 
-    async def _attempt(self, name: str, opens: Callable[[], Awaitable[None]], reads: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(
+        self, name: str, opens: Callable[[], Awaitable[None]], reads: Callable[[], Awaitable[None]]
+    ) -> None:
         try:
             if name not in self._open:
                 await opens()

@@ -110,7 +110,9 @@ class Intake(Actor):
 class IntakeService:
     """`ports.PaymentsService`: commands go to the intake actor, reads to read-only connections. It outlives the actor's instances."""
 
-    def __init__(self, intake: ActorRef, *, reader: OutboxReader | None, ledger: LedgerReader | None, timeout_s: float) -> None:
+    def __init__(
+        self, intake: ActorRef, *, reader: OutboxReader | None, ledger: LedgerReader | None, timeout_s: float
+    ) -> None:
         self._intake = intake
         self._reader = reader
         self._ledger = ledger

@@ -43,7 +43,13 @@ class Management(Actor):
     """Owns the management site; handles Act."""
 
     def __init__(
-        self, front: HttpFront, *, system: System, outbox: ActorRef | None, clock: Clock, on_bound: Callable[[int], None]
+        self,
+        front: HttpFront,
+        *,
+        system: System,
+        outbox: ActorRef | None,
+        clock: Clock,
+        on_bound: Callable[[int], None],
     ) -> None:
         self._front = front
         self._system = system
@@ -71,7 +77,9 @@ class Management(Actor):
         audit = Audit(message.by, message.action, message.actor_id, message.reason, detail, self._clock.wall_us())
         if message.action != "resume":
             await self._audit(audit)
-        self.ctx.emit("management.acted", action=message.action, target=message.actor_id, by=message.by, reason=message.reason)
+        self.ctx.emit(
+            "management.acted", action=message.action, target=message.actor_id, by=message.by, reason=message.reason
+        )
         self._actions += 1
         if message.action == "pause":
             self._system.pause(message.actor_id, max_s=max_s, by=message.by)

@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from payflow.actor import Actor, ActorRef
-from payflow.core.outbox import Done, MarkBooked, MarkPublished, Outcome, Probe, Purge, Requeue, Submit, Unpublish, Write
+from payflow.core.outbox import (
+    Done,
+    MarkBooked,
+    MarkPublished,
+    Outcome,
+    Probe,
+    Purge,
+    Requeue,
+    Submit,
+    Unpublish,
+    Write,
+)
 from payflow.errors import OutcomeUnknown, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
 from payflow.mailbox import Envelope
 from payflow.messages import BrokerMoved, Rewind, Tick, Wake, WhereIsKafka
@@ -86,7 +97,9 @@ class Outbox(Actor):
 
     async def handle_batch(self, batch: Sequence[Envelope]) -> None:
         """One group: commit, then answer each write, then say who should know."""
-        envelopes = [envelope for envelope in batch if not isinstance(envelope.payload, (Tick, BrokerMoved, WhereIsKafka))]
+        envelopes = [
+            envelope for envelope in batch if not isinstance(envelope.payload, (Tick, BrokerMoved, WhereIsKafka))
+        ]
         for envelope in batch:
             if isinstance(envelope.payload, Tick):
                 await self._duty(envelope.payload)

@@ -145,7 +145,14 @@ class Publisher(Actor):
         in_flight = sum(len(lane.in_flight) for lane in self._window.lanes)
         log_id = self._info.log_id if self._info else None
         return PublisherSnapshot(
-            self._log is not None, log_id, self._window.rows, self._window.cursor, in_flight, len(self._marks), self._lanes_held, self._last_error
+            self._log is not None,
+            log_id,
+            self._window.rows,
+            self._window.cursor,
+            in_flight,
+            len(self._marks),
+            self._lanes_held,
+            self._last_error,
         )
 
     async def handle(self, message: object) -> None:
@@ -270,7 +277,9 @@ class Publisher(Actor):
         for permit in permits:
             self._guard.release(permit)
 
-    def _settle(self, lane: Lane, rows: Sequence[PendingRow], appended: tuple[int, int], error: PayflowError | None) -> None:
+    def _settle(
+        self, lane: Lane, rows: Sequence[PendingRow], appended: tuple[int, int], error: PayflowError | None
+    ) -> None:
         """The one place where a group's end changes state. No await."""
         count, base_offset = appended
         if error is None:
@@ -292,7 +301,13 @@ class Publisher(Actor):
             # The first retry comes at once; after two attempts in a row the lane backs off with jitter.
             delay_s = self._settings.backoff.delay_s(lane.failures - 1, self._draw()) if lane.failures else 0.0
             self._window.failed(lane, not_before=self._clock.now() + delay_s)
-            self.ctx.emit("publisher.group_failed", partition=lane.partition, rows=len(rows), failures=lane.failures, error=self._last_error)
+            self.ctx.emit(
+                "publisher.group_failed",
+                partition=lane.partition,
+                rows=len(rows),
+                failures=lane.failures,
+                error=self._last_error,
+            )
             if isinstance(error, ProducerBroken):
                 self._disconnect()
                 self._connect(0)

@@ -21,6 +21,7 @@ from payflow.adapters import problems
 from payflow.adapters.http_failures import refusal_of
 from payflow.adapters.http_pages import Breakers, Pages
 from payflow.adapters.http_read import admit, body_at_once, read_body
+from payflow.adapters.http_reply import Reply
 from payflow.adapters.http_routes import UNMATCHED, Resource, Route, find
 from payflow.adapters.openapi import openapi_document
 from payflow.adapters.payments_api import Answer, PaymentsApi
@@ -88,6 +89,7 @@ class ApiServer:
         self._host = host
         self._port = port
         self._limits = limits
+        self._longest_s = limits.body_read_timeout_s + limits.request_timeout_s
         self._metrics = metrics
         self._observe = observe
         self._new_request_id = new_request_id
@@ -200,17 +202,7 @@ class ApiServer:
             return self._complete(await self._metrics(request), request_id)
         else:
             answer = await self._reads[route.operation](argument, query)
-        return web.Response(
-            status=answer.status,
-            body=answer.body,
-            headers=(
-                (hdrs.CONTENT_TYPE, answer.content_type),
-                _NO_STORE,
-                _SERVER,
-                (_REQUEST_ID, request_id),
-                *answer.headers,
-            ),
-        )
+        return Reply(answer.status, answer.body, answer.content_type, request_id, answer.headers)
 
     def _complete(self, response: web.StreamResponse, request_id: str) -> web.StreamResponse:
         """A response that was made elsewhere, with the headers that all have."""
@@ -224,24 +216,17 @@ class ApiServer:
         if self._draining:
             raise Refused(problems.DRAINING, headers={hdrs.RETRY_AFTER: "1"}, close=True)
 
-    def _problem(self, refused: Refused, request_id: str) -> web.Response:
+    def _problem(self, refused: Refused, request_id: str) -> Reply:
         self._refused(refused.problem.code)
-        response = web.Response(
-            status=refused.problem.status,
-            body=problems.document(refused, request_id),
-            headers=(
-                (hdrs.CONTENT_TYPE, problems.CONTENT_TYPE),
-                _NO_STORE,
-                _SERVER,
-                (_REQUEST_ID, request_id),
-                *refused.headers.items(),
-            ),
+        body = problems.document(refused, request_id)
+        response = Reply(
+            refused.problem.status, body, problems.CONTENT_TYPE, request_id, tuple(refused.headers.items())
         )
         if refused.close:
             response.force_close()
         return response
 
-    def _failure(self, error: Exception, route: Route | None, request_id: str) -> web.Response:
+    def _failure(self, error: Exception, route: Route | None, request_id: str) -> Reply:
         refused = refusal_of(error, writes=_writes(route))
         if refused.problem is problems.INTERNAL_ERROR:
             self._emit(
@@ -252,7 +237,7 @@ class ApiServer:
             )
         return self._problem(refused, request_id)
 
-    def _unreadable(self, status: int, kind: ProblemType) -> web.Response:
+    def _unreadable(self, status: int, kind: ProblemType) -> Reply:
         """The answer to what the HTTP parser refused."""
         self._observe(UNMATCHED, "OTHER", kind.status, 0.0)
         return self._problem(Refused(kind, close=True), self._new_request_id())
@@ -262,15 +247,17 @@ class ApiServer:
         task = asyncio.current_task()
         assert task is not None
         loop = task.get_loop()
-        self._in_flight[task] = deadline = loop.time() + self._limits.request_timeout_s + self._limits.body_read_timeout_s
-        self._idle.clear()
+        if not self._in_flight:
+            self._idle.clear()
+        self._in_flight[task] = deadline = loop.time() + self._longest_s
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._expire)
         return task
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
         del self._in_flight[task]
-        self._expired.discard(task)
+        if self._expired:
+            self._expired.discard(task)
         if not self._in_flight:
             self._idle.set()
 
@@ -294,7 +281,7 @@ class _Connection(web.RequestHandler):
     __slots__ = ("_answer",)
 
     def __init__(
-        self, manager: web.Server, *, answer: Callable[[int, ProblemType], web.Response], **options: Any
+        self, manager: web.Server, *, answer: Callable[[int, ProblemType], Reply], **options: Any
     ) -> None:
         super().__init__(manager, access_log=None, auto_decompress=False, **options)
         self._answer = answer

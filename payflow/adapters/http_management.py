@@ -99,7 +99,9 @@ class ManagementServer:
             await self._site.start()
         except OSError as error:
             await self.stop()
-            raise DependencyUnavailable(f"management port {self._host}:{self._port} cannot be opened: {error.strerror}") from error
+            raise DependencyUnavailable(
+                f"management port {self._host}:{self._port} cannot be opened: {error.strerror}"
+            ) from error
         return int(self._runner.addresses[0][1])
 
     async def unbind(self) -> None:
@@ -218,7 +220,9 @@ class ManagementServer:
         action = request.match_info["action"]
         if body.max_s is not None and not 0 < body.max_s <= 3600:
             raise Refusal(422, "invalid-body", "max_s is above 0 and at most 3600")
-        acting = self._service.act(action, request.match_info["id"], by=by, reason=body.reason.strip(), max_s=body.max_s)
+        acting = self._service.act(
+            action, request.match_info["id"], by=by, reason=body.reason.strip(), max_s=body.max_s
+        )
         return _json(await self._known(acting))
 
     async def _known(self, answer: Awaitable[Mapping[str, object]]) -> Mapping[str, object]:
@@ -243,7 +247,9 @@ def _limit(request: web.Request, *, default: int) -> int:
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(body), status=status, content_type="application/json", headers={"Cache-Control": "no-store"})
+    return web.Response(
+        body=_encode(body), status=status, content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
 
 
 def _problem(status: int, code: str, detail: str) -> web.Response:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
@@ -126,13 +126,11 @@ class KafkaRecordSource:
         """
         consumer = self._opened()
         assert consumer.assignment(), "seek comes first"
-        try:
-            with _translated("fetch"):
+        with _translated("fetch"):
+            try:
                 fetched = await consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        except BrokerUnavailable as error:
-            if isinstance(error.__cause__, errors.OffsetOutOfRangeError):
-                raise _out_of_range(error.__cause__) from error
-            raise
+            except errors.OffsetOutOfRangeError as error:
+                raise _out_of_range(error) from error
         if not fetched:
             self._check_health(consumer)
             return []
@@ -230,6 +228,6 @@ class KafkaRecordSource:
             raise BrokerUnavailable(f"topic {self._topic} has grown to {count} partitions, {read} are read: open again")
 
 
-def _out_of_range(error: Any) -> OffsetOutOfRange:
+def _out_of_range(error: errors.OffsetOutOfRangeError) -> OffsetOutOfRange:
     ((partition, offset),) = error.args[0].items()
     return OffsetOutOfRange(partition.partition, offset)

@@ -191,8 +191,7 @@ class SqliteReader:
 
 
 def store_error(path: Path, error: BaseException) -> BaseException:
-    """The Store error for what SQLite or the binding of values raised before COMMIT; anything else comes back as it is.
-    """
+    """The Store error for what SQLite or the binding of values raised before COMMIT; others come back as they are."""
     if isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.InterfaceError | sqlite3.ProgrammingError):
         return StoreRejected(f"a value cannot be stored: {error}")
     if not isinstance(error, sqlite3.Error):
@@ -212,8 +211,8 @@ def store_error(path: Path, error: BaseException) -> BaseException:
 async def _hop(db: aiosqlite.Connection | None, fn: Callable[[sqlite3.Connection], T]) -> T:
     """Run `fn` on aiosqlite's thread. The only use of its private `_execute`.
 
-    Its public calls are a hop a statement, 0.12 to 0.15 ms each. aiosqlite is pinned, and tests/integration/test_sqlite_file.py fails
-    when an upgrade changes what this relies on.
+    Its public calls are a hop a statement, 0.12 to 0.15 ms each. aiosqlite is pinned, and
+    tests/integration/test_sqlite_file.py fails when an upgrade changes what this relies on.
     """
     if db is None:
         raise StoreUnavailable("the database is not open")

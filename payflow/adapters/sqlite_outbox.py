@@ -134,7 +134,14 @@ def _write(changes: Changes, connection: sqlite3.Connection) -> None:
     connection.executemany(
         sql.UPDATE_PAYMENT,
         [
-            (payment.status, payment.captured_amount, payment.refunded_amount, payment.updated_at_us, payment.version, payment.id)
+            (
+                payment.status,
+                payment.captured_amount,
+                payment.refunded_amount,
+                payment.updated_at_us,
+                payment.version,
+                payment.id,
+            )
             for payment in changes.updated
         ],
     )
@@ -237,7 +244,9 @@ class SqliteOutboxReader:
 
     async def unbooked_bytes(self, broker_id: str) -> Mapping[int, int]:
         """Payload bytes a partition that were published to `broker_id` and are not booked."""
-        return dict(await self._file.read(lambda connection: connection.execute(sql.UNBOOKED_BYTES, (broker_id,)).fetchall()))
+        return dict(
+            await self._file.read(lambda connection: connection.execute(sql.UNBOOKED_BYTES, (broker_id,)).fetchall())
+        )
 
     async def payment(self, payment_id: bytes) -> tuple[Payment, tuple[PaymentEventView, ...]] | None:
         """A payment and its timeline, oldest step first."""
@@ -255,7 +264,9 @@ class SqliteOutboxReader:
 def _pending(after_seq: int, limit: int, max_bytes: int, connection: sqlite3.Connection) -> list[PendingRow]:
     rows: list[PendingRow] = []
     room = max_bytes
-    for seq, event_id, payment_id, code, at_us, traceparent, payload in connection.execute(sql.PENDING, (after_seq, limit)):
+    for seq, event_id, payment_id, code, at_us, traceparent, payload in connection.execute(
+        sql.PENDING, (after_seq, limit)
+    ):
         room -= len(payload)
         if rows and room < 0:
             break

@@ -30,7 +30,8 @@ class RowState(IntEnum):
 class Submit:
     """A client's command with its idempotency key.
 
-    `route` is the route template, `fingerprint` the SHA-256 of method, concrete path and raw body, `traceparent` the W3C header or None.
+    `route` is the route template, `fingerprint` the SHA-256 of method, concrete path and raw body, `traceparent` the
+    W3C header or None.
     """
 
     command: Command
@@ -139,7 +140,6 @@ def states_before(write: type[Write]) -> tuple[RowState, ...]:
     return tuple(state for state, kind in ROW_LIFE if kind is write)
 
 
-
 # ------------------------------------------------------------------ what comes back, one outcome a write
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -168,8 +168,7 @@ Outcome = Accepted | Refusal | Done
 # ------------------------------------------------------------------ what the publisher reads
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """An outbox row ready to go: `key` is the payment id as text in bytes, `headers` the CloudEvents headers in order.
-    """
+    """An outbox row ready to go: `key` is the payment id as text in bytes, `headers` those of CloudEvents, in order."""
 
     seq: int
     event_id: bytes
@@ -204,8 +203,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """What a store keeps of one accepted command: event, outbox row, idempotency key and the answer its key will get.
-    """
+    """What a store keeps of one accepted command: event, outbox row, idempotency key, and the answer for the key."""
 
     event: Event
     payload: bytes
@@ -226,9 +224,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a group changes, as data. Payments are in their last state; rows are in their order and take sequence numbers in it.
+    """What a group changes, as data. Payments are in their last state; rows take sequence numbers in their order.
 
-    `outcomes` has None where only the store can count: `others` are these writes with their place, to be applied in order after the rows.
+    `outcomes` has None where only the store can count: `others` are these writes with their place, to be applied in
+    order after the rows.
     """
 
     created: tuple[Payment, ...]
@@ -324,7 +323,9 @@ class Group:
         judgement = judge(submit.fingerprint, draft.keys.get(scope))
         if isinstance(judgement, Replay):
             stored = judgement.stored
-            return Accepted(stored.payment_id, stored.version, stored.answer, created=stored.version == 1, replayed=True)
+            return Accepted(
+                stored.payment_id, stored.version, stored.answer, created=stored.version == 1, replayed=True
+            )
         if isinstance(judgement, Conflict):
             return Refusal(RefusalCode.KEY_REUSED)
         command = submit.command
@@ -351,7 +352,9 @@ class Group:
         if payment.order_id is not None:
             draft.orders[payment.merchant_id, payment.order_id] = payment
         draft.keys[scope] = StoredKey(submit.fingerprint, payment.id, payment.version, answer)
-        draft.rows.append(NewRow(event, self._codec.encode_event(event), submit.traceparent, scope, submit.fingerprint, answer))
+        draft.rows.append(
+            NewRow(event, self._codec.encode_event(event), submit.traceparent, scope, submit.fingerprint, answer)
+        )
         return Accepted(payment.id, payment.version, answer, created=payment.version == 1, replayed=False)
 
 

@@ -8,7 +8,6 @@ Digits that touch letters (hex ids, ULIDs) count only with a scheme's prefix, an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 PAN_DIGITS_MIN: Final = 13
@@ -19,7 +18,6 @@ _SEPARATORS: Final = " \u00a0\u2009\u202f\\-\u2010-\u2015.\u2212"
 _RUN: Final = re.compile(rf"\d(?:[{_SEPARATORS}]?\d){{{PAN_DIGITS_MIN - 1},}}")
 # Wider than _RUN and twice as fast: what it finds is looked at again.
 _BYTES_RUN: Final = re.compile(rb"[0-9][0-9 .-]{%d,}[0-9]" % (PAN_DIGITS_MIN - 2))
-_BYTES_SEPARATORS: Final = b" .-"
 _GROUP: Final = re.compile(rb"[0-9]+")
 _UUID: Final = re.compile(r"(?<![0-9A-Za-z])[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?![0-9A-Za-z])")
 # Prefixes and lengths of the schemes (ISO/IEC 7812 allocations as the schemes publish them).
@@ -52,13 +50,7 @@ def may_hold_card(raw: bytes) -> bool:
     """
     if b"\\" in raw or not raw.isascii():
         return True
-    for run in _BYTES_RUN.findall(raw):
-        digits = run.translate(None, _BYTES_SEPARATORS)
-        if len(digits) < PAN_DIGITS_MIN:
-            continue
-        if (len(digits) <= PAN_DIGITS_MAX and passes_luhn(digits)) or any(map(passes_luhn, _stretches(run))):
-            return True
-    return False
+    return any(map(_passing_stretch, _BYTES_RUN.findall(raw)))
 
 
 def holds_card(text: str, *, identifier: bool = False) -> bool:
@@ -74,21 +66,20 @@ def _run_is_card(text: str, run: re.Match[str], *, identifier: bool) -> bool:
     touches_letter = text[start - 1 : start].isalpha() or text[end : end + 1].isalpha()
     scheme_only = identifier or touches_letter
     ascii_run = "".join(str(int(one)) if one.isdecimal() else " " for one in run.group())
-    return any(
-        not scheme_only or _SCHEME.fullmatch(digits) is not None
-        for digits in _stretches(ascii_run.encode())
-        if passes_luhn(digits)
-    )
+    return _passing_stretch(ascii_run.encode(), scheme_only=scheme_only)
 
 
-def _stretches(run: bytes) -> Iterator[bytes]:
-    """Every stretch of whole groups with the length of a card: `42 4111 1111 1111 1111` holds one, and 20 digits in one piece do not."""
+def _passing_stretch(run: bytes, *, scheme_only: bool = False) -> bool:
+    """Whether a stretch of whole groups is a card: `42 4111 1111 1111 1111` holds one, and 20 digits in one piece do not."""
     groups = _GROUP.findall(run)
     for first in range(len(groups)):
         digits = b""
         for group in groups[first:]:
             digits += group
+            if len(digits) < PAN_DIGITS_MIN:
+                continue
             if len(digits) > PAN_DIGITS_MAX:
                 break
-            if len(digits) >= PAN_DIGITS_MIN and digits.strip(b"0"):
-                yield digits
+            if passes_luhn(digits) and (not scheme_only or _SCHEME.fullmatch(digits)) and digits.strip(b"0"):
+                return True
+    return False

@@ -149,8 +149,10 @@ class RefusalCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A command changed nothing and its key was not used. `payment` is the payment that stands in the way, where there is one; `left` what could
-    still be captured or refunded."""
+    """A command changed nothing and its key was not used.
+
+    `payment` is the payment that stands in the way, if there is one; `left` what could still be captured or refunded.
+    """
 
     code: RefusalCode
     payment: Payment | None = None
@@ -168,8 +170,10 @@ class Decision:
     amount: int
 
 
-def decide(payment: Payment | None, command: Command, at_us: int, *, payment_id: bytes | None = None) -> Decision | Refusal:
-    """What `command` does at `at_us`. `payment_id` is the id that a new payment takes; the other commands do not use it.
+def decide(
+    payment: Payment | None, command: Command, at_us: int, *, payment_id: bytes | None = None
+) -> Decision | Refusal:
+    """What `command` does at `at_us`. `payment_id` is the id that a new payment takes; other commands do not use it.
 
     `updated_at_us` is never before or at the step before, whatever the clock says.
     """

@@ -76,7 +76,9 @@ def imports_of(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             assert node.module
-            found += [f"{node.module}.{alias.name}" if node.module == "payflow" else node.module for alias in node.names]
+            found += [
+                f"{node.module}.{alias.name}" if node.module == "payflow" else node.module for alias in node.names
+            ]
     return found
 
 

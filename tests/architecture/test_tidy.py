@@ -19,7 +19,12 @@ NESTING = 4
 HEAD_LINES = 15
 TEST_FILE_LINES = 800
 # A composition root names every part once: its constructor calls are its content.
-PARAMETERS_ALLOWED = {"Figures.__init__": 11, "ApiServer.__init__": 13, "Publisher.__init__": 10, "Consumer.__init__": 10}
+PARAMETERS_ALLOWED = {
+    "Figures.__init__": 11,
+    "ApiServer.__init__": 13,
+    "Publisher.__init__": 10,
+    "Consumer.__init__": 10,
+}
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 
 
@@ -58,7 +63,9 @@ def test_module_keeps_the_sizes(path: Path) -> None:
     assert len(text.splitlines()) - head <= MODULE_LINES
     for name, node in functions(tree):
         assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, name
-        arguments = [a for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.arg not in {"self", "cls"}]
+        arguments = [
+            a for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.arg not in {"self", "cls"}
+        ]
         assert len(arguments) <= PARAMETERS_ALLOWED.get(name, PARAMETERS), name
         assert depth_of(node) <= NESTING, name
 

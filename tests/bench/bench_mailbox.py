@@ -15,6 +15,11 @@ from payflow.actor import Actor
 from payflow.mailbox import Mailbox, Overflow
 from payflow.supervisor import ChildSpec, Strategy, SupervisorSpec, System
 
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
 MESSAGES = 300_000
 ASKS = 30_000
 RUNS = 5
@@ -125,11 +130,7 @@ def measure(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> dict[str, 
 
 def main() -> None:
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    try:
-        import uvloop
-    except ImportError:
-        pass
-    else:
+    if uvloop is not None:
         loops["uvloop"] = uvloop.new_event_loop
     for loop_name, factory in loops.items():
         rates = measure(factory)

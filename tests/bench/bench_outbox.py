@@ -46,12 +46,19 @@ def requests(rng: random.Random) -> Iterator[Submit]:
     """Endless authorizations, as many merchants send them."""
     for number in itertools.count():
         body = rng.randbytes(16)
-        command = Authorize(f"merchant-{rng.randrange(MERCHANTS)}", 1050, "EUR", f"order-{number}", "two cups of tea", {})
+        command = Authorize(
+            f"merchant-{rng.randrange(MERCHANTS)}", 1050, "EUR", f"order-{number}", "two cups of tea", {}
+        )
         yield Submit(command, "/payments", body.hex(), sha256(body).digest(), None)
 
 
 async def measure(
-    directory: Path, *, group: int, seconds: float, next_writes: Callable[[int], list[Write]], after: Callable[..., object]
+    directory: Path,
+    *,
+    group: int,
+    seconds: float,
+    next_writes: Callable[[int], list[Write]],
+    after: Callable[..., object],
 ) -> float:
     """Commands a second."""
     store = SqliteOutboxStore(directory / f"bench-{group}-{time.time_ns()}.db", ids=UuidIds())

@@ -11,6 +11,7 @@ from payflow.actor import Actor, ExitReason
 from payflow.core.restart import RestartType
 from payflow.errors import ActorCrashed, MailboxFull
 from payflow.mailbox import Overflow
+from payflow.supervisor import Batch
 from tests.support.actors import Events, Scripted, Starter, child, running
 from tests.support.virtual_loop import advance, settle, virtual
 
@@ -45,9 +46,9 @@ async def test_lc_12_the_failure_of_a_background_task_is_the_crash_of_its_actor(
     async with running(child("a", lambda: next(actors)), events=events) as system:
         await advance(1)
 
-        assert ["OSError: connection lost"] == [event["error"] for event in events.of("actor.crashed")]
-        assert ["poll ended", ExitReason.CRASHED] == diary
-        assert 2 == system.tree().children[0].instance
+        assert [event["error"] for event in events.of("actor.crashed")] == ["OSError: connection lost"]
+        assert diary == ["poll ended", ExitReason.CRASHED]
+        assert system.tree().children[0].instance == 2
 
 
 @pytest.mark.parametrize("end", ["stop", "crash"])
@@ -57,13 +58,13 @@ async def test_background_tasks_are_cancelled_and_awaited_when_their_actor_ends(
     diary: list[Any] = []
     spec = child("a", lambda: Polling(1000, diary), restart=RestartType.TEMPORARY)
     async with running(spec) as system:
-        assert ["actor:a:poll"] == tasks_of("a")
+        assert tasks_of("a") == ["actor:a:poll"]
 
         system.ref("a").tell(end)
         await settle()
 
-        assert [] == tasks_of("a")
-        assert "poll ended" == diary[0]
+        assert tasks_of("a") == []
+        assert diary[0] == "poll ended"
 
 
 @virtual
@@ -84,7 +85,7 @@ async def test_a_background_task_that_ignores_cancellation_is_reported() -> None
     async with running(child("a", lambda: Starter(spawn), shutdown_timeout_s=1), events=events) as system:
         await system.stop()
 
-    assert [("actor:a:deaf",)] == [event["tasks"] for event in events.of("actor.task_abandoned")]
+    assert [event["tasks"] for event in events.of("actor.task_abandoned")] == [("actor:a:deaf",)]
     let_go.set()
     await settle()
 
@@ -106,7 +107,7 @@ async def test_tell_later_arrives_later_and_is_cancelled_at_stop() -> None:
         system.ref("a").tell("crash")
         await advance(200)
 
-    assert ["begin", "tick", ExitReason.CRASHED, ExitReason.SHUTDOWN] == diary
+    assert diary == ["begin", "tick", ExitReason.CRASHED, ExitReason.SHUTDOWN]
 
 
 @virtual
@@ -125,7 +126,7 @@ async def test_a_timer_that_finds_the_mailbox_full_says_so() -> None:
         system.ref("a").tell("fills the mailbox")
         await advance(2)
 
-        assert ["str"] == [event["message_type"] for event in events.of("actor.timer_refused")]
+        assert [event["message_type"] for event in events.of("actor.timer_refused")] == ["str"]
 
 
 class Router(Actor):
@@ -157,11 +158,11 @@ async def test_forward_hands_reply_deadline_and_trace_to_another_actor() -> None
     async with running(worker, router) as system:
         systems.append(system)
 
-        assert ("m", "trace", True) == await system.ref("router").ask("m", timeout_s=1, trace_id="trace")
+        assert await system.ref("router").ask("m", timeout_s=1, trace_id="trace") == ("m", "trace", True)
 
         system.pause("worker", max_s=60, by="test")
         system.ref("worker").tell("fills the mailbox")
-        assert "busy" == await system.ref("router").ask("m", timeout_s=1)
+        assert await system.ref("router").ask("m", timeout_s=1) == "busy"
 
 
 @virtual
@@ -176,18 +177,31 @@ async def test_fail_answers_with_an_error_that_is_no_crash() -> None:
         with pytest.raises(ValueError, match="no"):
             await system.ref("a").ask("no", timeout_s=1)
 
-        assert 1 == system.tree().children[0].instance
-        assert 1 == system.ref("a").stats().processed_total
+        assert system.tree().children[0].instance == 1
+        assert system.ref("a").stats().processed_total == 1
 
 
 @virtual
 async def test_an_actor_without_handlers_crashes_on_the_first_message() -> None:
     """A spec with a batch needs handle_batch, one without needs handle."""
-    async with running(child("a", Actor)) as system:
-        with pytest.raises(ActorCrashed) as caught:
-            await system.ref("a").ask("x", timeout_s=1)
+    async with running(child("a", Actor), child("b", Actor, batch=Batch(2))) as system:
+        for name in ("a", "b"):
+            with pytest.raises(ActorCrashed) as caught:
+                await system.ref(name).ask("x", timeout_s=1)
+            assert isinstance(caught.value.__cause__, NotImplementedError)
+        assert (await system.snapshot("a", 1)).value is None
 
-    assert isinstance(caught.value.__cause__, NotImplementedError)
+
+@virtual
+async def test_send_through_a_reference_waits_for_room() -> None:
+    """In the order of arrival, like everywhere."""
+    diary: list[Any] = []
+    async with running(child("a", lambda: Scripted(diary=diary), capacity=1)) as system:
+        for number in range(5):
+            await system.ref("a").send(number)
+        assert await system.drain("a", timeout_s=1)
+
+        assert diary == [0, 1, 2, 3, 4]
 
 
 @virtual
@@ -201,4 +215,27 @@ async def test_emit_names_the_actor() -> None:
     async with running(child("a", lambda: Scripted(report)), events=events) as system:
         await system.ref("a").ask("7", timeout_s=1)
 
-    assert [{"actor": "a", "number": "7"}] == events.of("payment.accepted")
+    assert events.of("payment.accepted") == [{"actor": "a", "number": "7"}]
+
+
+@virtual
+async def test_what_was_started_detached_asks_on_nobodys_behalf() -> None:
+    """A server started by an actor may ask that actor: its callbacks are not the actor's handler."""
+
+    async def handle(actor: Scripted, message: str) -> str:
+        if message == "serve":
+            with actor.ctx.detached():
+                asyncio.get_running_loop().call_later(1, serve, actor)
+        return message
+
+    answers: list[asyncio.Task[str]] = []
+
+    def serve(actor: Scripted) -> None:
+        answers.append(asyncio.create_task(actor.ctx.ref.ask("hello", timeout_s=1)))
+
+    async with running(child("a", lambda: Scripted(handle))) as system:
+        await system.ref("a").ask("serve", timeout_s=1)
+        await advance(2)
+
+        assert await answers[0] == "hello"
+        assert repr(system.ref("a")) == "ActorRef('a')"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from payflow.core.restart import RestartType, Strategy
 from payflow.errors import StartFailed
 from payflow.supervisor import ActorState
 from tests.support.actors import Events, Scripted, Starter, child, factories, make_system, running, supervisor
-from tests.support.virtual_loop import advance, settle, ticks, virtual
+from tests.support.virtual_loop import advance, settle, virtual
 
 
 def now() -> float:
@@ -38,8 +38,8 @@ async def test_lc_01_no_message_is_handled_before_on_start_returned() -> None:
     await advance(0.3)
     states.append(system.tree().children[0].state)
 
-    assert ["started", "message"] == diary
-    assert [ActorState.STARTING, ActorState.RUNNING] == states
+    assert diary == ["started", "message"]
+    assert states == [ActorState.STARTING, ActorState.RUNNING]
     await starting
     await system.stop()
 
@@ -67,7 +67,7 @@ async def test_lc_02_on_start_that_fails_closes_what_it_opened_and_calls_no_on_s
     with pytest.raises(StartFailed) as caught:
         await system.start()
 
-    assert ["open first", "open second", "close second", "close first"] == diary
+    assert diary == ["open first", "open second", "close second", "close first"]
     assert isinstance(caught.value.__cause__, OSError)
     await system.stop()
 
@@ -113,10 +113,10 @@ async def test_on_stop_and_closing_have_their_own_time_limit() -> None:
     async with running(child("a", Clinging, shutdown_timeout_s=2), events=events) as system:
         report = await system.stop()
 
-    assert 2 == now()
-    assert ["on_stop"] == [event["step"] for event in events.of("actor.cleanup_failed")]
-    assert ["closed"] == diary
-    assert ((), ()) == (report.late, report.abandoned)
+    assert now() == 2
+    assert [event["step"] for event in events.of("actor.cleanup_failed")] == ["on_stop"]
+    assert diary == ["closed"]
+    assert (report.late, report.abandoned) == ((), ())
 
 
 @virtual
@@ -133,10 +133,10 @@ async def test_lc_04_a_handler_is_not_interrupted_by_a_graceful_stop() -> None:
         await asyncio.sleep(1)
         report = await system.stop()
 
-        assert "x" == await asker
-    assert 2 == now()
-    assert () == report.late
-    assert ["shutdown"] == [event["reason"] for event in events.of("actor.stopped")]
+        assert await asker == "x"
+    assert now() == 2
+    assert report.late == ()
+    assert [event["reason"] for event in events.of("actor.stopped")] == ["shutdown"]
 
 
 @virtual
@@ -153,9 +153,9 @@ async def test_lc_05_drain_handles_what_was_accepted_before_the_stop() -> None:
             system.ref("a").tell(number)
         await system.stop(drain=True, grace_s=5)
 
-        assert [1, 2, 3, "drained", ExitReason.SHUTDOWN] == diary
-        assert () == system.dead_letters()
-    assert ["shutdown"] == [event["reason"] for event in events.of("actor.stopped")]
+        assert diary == [1, 2, 3, "drained", ExitReason.SHUTDOWN]
+        assert system.dead_letters() == ()
+    assert [event["reason"] for event in events.of("actor.stopped")] == ["shutdown"]
 
 
 @virtual
@@ -172,13 +172,13 @@ async def test_lc_06_a_drain_that_runs_out_of_time_becomes_an_abort_with_a_list_
             system.ref("a").tell(number)
         report = await system.stop(drain=True, grace_s=3.5)
 
-        assert [0, 1, 2, ExitReason.KILLED] == diary
-        assert ["closed"] * 7 == [letter.reason for letter in system.dead_letters()]
+        assert diary == [0, 1, 2, ExitReason.KILLED]
+        assert [letter.reason for letter in system.dead_letters()] == ["closed"] * 7
         assert list(range(4, 11)) == [letter.seq for letter in system.dead_letters()]
-    assert [7] == [event["left"] for event in events.of("actor.drain_timeout")]
-    assert ["killed"] == [event["reason"] for event in events.of("actor.stopped")]
-    assert ("a",) == report.late
-    assert 3.5 == now()
+    assert [event["left"] for event in events.of("actor.drain_timeout")] == [7]
+    assert [event["reason"] for event in events.of("actor.stopped")] == ["killed"]
+    assert report.late == ("a",)
+    assert now() == 3.5
 
 
 @virtual
@@ -190,9 +190,9 @@ async def test_lc_07_the_rest_of_the_mailbox_survives_a_restart_the_poison_messa
             system.ref("a").tell(message)
         await advance(1)
 
-        assert ["ok1", ExitReason.CRASHED, "ok2"] == diary
-        assert [("poison", "RuntimeError: crash")] == [(d.reason, d.detail) for d in system.dead_letters()]
-        assert 1 == system.tree().children[0].restarts_total
+        assert diary == ["ok1", ExitReason.CRASHED, "ok2"]
+        assert [(d.reason, d.detail) for d in system.dead_letters()] == [("poison", "RuntimeError: crash")]
+        assert system.tree().children[0].restarts_total == 1
 
 
 @virtual
@@ -219,10 +219,10 @@ async def test_lc_08_a_fresh_instance_starts_with_fresh_state() -> None:
 
         answers = [await system.ref("a").ask("count", timeout_s=1) for _ in range(2)]
 
-        assert [1, 2] == answers
-        assert 2 == len(made)
+        assert answers == [1, 2]
+        assert len(made) == 2
         assert made[0].ctx.work is not made[1].ctx.work
-        assert (1, 2) == (made[0].ctx.instance, made[1].ctx.instance)
+        assert (made[0].ctx.instance, made[1].ctx.instance) == (1, 2)
 
 
 class Oddity(BaseException):
@@ -241,7 +241,7 @@ async def test_lc_09_base_exceptions_are_crashes(error: type[BaseException]) -> 
         system.ref("a").tell("x")
         await advance(1)
 
-        assert 2 == system.tree().children[0].instance
+        assert system.tree().children[0].instance == 2
         assert not system.escalated.done()
 
 
@@ -276,8 +276,8 @@ async def test_lc_10_a_cancelled_error_raised_by_the_handlers_own_code_is_a_cras
         system.ref("a").tell("x")
         await advance(1)
 
-        assert ["crashed"] == [event["reason"] for event in events.of("actor.crashed")]
-        assert 2 == system.tree().children[0].instance
+        assert [event["reason"] for event in events.of("actor.crashed")] == ["crashed"]
+        assert system.tree().children[0].instance == 2
 
 
 @virtual
@@ -303,9 +303,9 @@ async def test_lc_11_a_stop_meant_for_the_old_instance_does_not_stop_the_new_one
         system.ref("a").tell("crash")
         await advance(1)
 
-        assert ["start a", "start b", "crash a", "crash b", "start a", "start b"] == events.lives()
-        assert [2, 2] == [node.instance for node in system.tree().children]
-        assert [ActorState.RUNNING] * 2 == [node.state for node in system.tree().children]
+        assert events.lives() == ["start a", "start b", "crash a", "crash b", "start a", "start b"]
+        assert [node.instance for node in system.tree().children] == [2, 2]
+        assert [node.state for node in system.tree().children] == [ActorState.RUNNING] * 2
 
 
 @virtual
@@ -318,7 +318,7 @@ async def test_a_cancellation_from_outside_ends_the_run_and_is_not_swallowed() -
         await advance(1)
 
         assert task.cancelled()
-        assert (2, "killed") == (system.tree().children[0].instance, system.tree().children[0].exit_reason)
+        assert (system.tree().children[0].instance, system.tree().children[0].exit_reason) == (2, "killed")
 
 
 @virtual
@@ -328,10 +328,8 @@ async def test_a_handler_that_swallows_its_cancellation_and_returns_ends_before_
 
     async def stubborn(actor: Scripted, message: int) -> None:
         actor.diary.append(message)
-        try:
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(1000)
-        except asyncio.CancelledError:
-            pass
 
     async with running(child("a", lambda: Scripted(stubborn, diary))) as system:
         system.ref("a").tell(1)
@@ -339,8 +337,8 @@ async def test_a_handler_that_swallows_its_cancellation_and_returns_ends_before_
         await settle()
         report = await system.stop(grace_s=0)
 
-    assert [1, ExitReason.KILLED] == diary
-    assert ((), ("a",)) == (report.abandoned, report.late)
+    assert diary == [1, ExitReason.KILLED]
+    assert (report.abandoned, report.late) == ((), ("a",))
 
 
 @virtual
@@ -348,6 +346,6 @@ async def test_a_factory_that_fails_is_a_failed_start() -> None:
     """There is no object yet, so there is nothing to say goodbye to."""
     system = make_system(supervisor(child("a", factories())))
 
-    with pytest.raises(StartFailed, match="a did not start: StopIteration|RuntimeError"):
+    with pytest.raises(StartFailed, match="a did not start"):
         await system.start()
-    await ticks(1)
+    assert {asyncio.current_task()} == asyncio.all_tasks()

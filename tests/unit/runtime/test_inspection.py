@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import types
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,11 +38,11 @@ async def test_db_01_the_tree_shows_what_is_running_now() -> None:
         ids = [node.id for node in tree.walk()]
         publisher, ended = find(system, "publisher"), find(system, "registry")
 
-        assert ["root", "intake", "pipeline", "outbox", "publisher", "consumer", "registry"] == ids
-        assert (ActorState.BACKING_OFF, 1.5, 0.5) == (publisher.state, publisher.next_start_in_s, publisher.since_s)
-        assert ("RuntimeError: crash", 0.5) == (publisher.last_error, publisher.last_error_age_s)
-        assert (ActorState.STOPPED, "normal") == (ended.state, ended.exit_reason)
-        assert ("supervisor", "one_for_one", 10.5) == (tree.kind, tree.strategy, tree.since_s)
+        assert ids == ["root", "intake", "pipeline", "outbox", "publisher", "consumer", "registry"]
+        assert (publisher.state, publisher.next_start_in_s, publisher.since_s) == (ActorState.BACKING_OFF, 1.5, 0.5)
+        assert (publisher.last_error, publisher.last_error_age_s) == ("RuntimeError: crash", 0.5)
+        assert (ended.state, ended.exit_reason) == (ActorState.STOPPED, "normal")
+        assert (tree.kind, tree.strategy, tree.since_s) == ("supervisor", "one_for_one", 10.5)
         assert all(node.mailbox is not None for node in tree.walk() if node.kind == "actor")
 
         await advance(60)
@@ -80,15 +82,15 @@ async def test_db_02_a_peek_shows_envelopes_not_secrets() -> None:
         views = system.peek("a", 2)
 
         first, second = views
-        assert ("PaymentRequested", 1, 2.0, 28.0, "t-1") == (
+        assert (
             first.message_type,
             first.seq,
             first.age_s,
             first.deadline_in_s,
             first.trace_id,
-        )
-        assert {"payment_id": "p-1"} == first.fields
-        assert ("Unlisted", {}, None) == (second.message_type, second.fields, second.deadline_in_s)
+        ) == ("PaymentRequested", 1, 2.0, 28.0, "t-1")
+        assert first.fields == {"payment_id": "p-1"}
+        assert (second.message_type, second.fields, second.deadline_in_s) == ("Unlisted", {}, None)
         for secret in ("tok_4242", "977", "hunter2"):
             assert secret not in repr(views)
         asker.cancel()
@@ -103,9 +105,9 @@ async def test_db_04_pause_and_resume_by_hand() -> None:
         for number in range(10):
             system.ref("consumer").tell(number)
         await advance(5)
-        assert [] == diary
+        assert diary == []
         node = find(system, "consumer")
-        assert (ActorState.PAUSED, "alice", 55) == (node.state, node.paused_by, node.resumes_in_s)
+        assert (node.state, node.paused_by, node.resumes_in_s) == (ActorState.PAUSED, "alice", 55)
 
         system.resume("consumer", "bob")
         await settle()
@@ -114,11 +116,11 @@ async def test_db_04_pause_and_resume_by_hand() -> None:
         system.pause("consumer", max_s=60, by="alice")
         system.ref("consumer").tell("later")
         await advance(61)
-        assert "later" == diary[-1]
+        assert diary[-1] == "later"
         system.resume("consumer", "bob")
 
-    assert ["alice", "alice"] == [event["by"] for event in events.of("actor.paused")]
-    assert ["bob", "timeout"] == [event["by"] for event in events.of("actor.resumed")]
+    assert [event["by"] for event in events.of("actor.paused")] == ["alice", "alice"]
+    assert [event["by"] for event in events.of("actor.resumed")] == ["bob", "timeout"]
 
 
 class PublishBatch:
@@ -161,13 +163,46 @@ async def test_db_05_state_is_asked_through_the_system_lane_with_a_deadline() ->
         view = await system.snapshot("a", 0.5)
 
         assert Count(1) == view.value
-        assert "busy in PublishBatch for 4.2 s" == view.busy
+        assert view.busy == "busy in PublishBatch for 4.2 s"
         assert view.stale_s is not None
         assert 4.1 < view.stale_s < 5.3
 
         await system.stop(grace_s=0)
         after = await system.snapshot("a", 0.5)
         assert (Count(1), "stopped") == (after.value, after.busy)
+
+
+@types.coroutine
+def old_style() -> Generator[Any, None, None]:
+    """A coroutine as it was before async def."""
+    yield from asyncio.sleep(1000).__await__()
+
+
+@virtual
+async def test_the_stack_follows_generators_too() -> None:
+    """Libraries still have them."""
+
+    async def handle(_actor: Scripted, _message: Any) -> None:
+        await old_style()
+
+    async with running(child("a", lambda: Scripted(handle))) as system:
+        system.ref("a").tell("x")
+        await settle()
+
+        assert system.stack("a")[-1].function == "old_style"
+
+
+@virtual
+async def test_load_and_published_are_cheap_looks() -> None:
+    """Depth, capacity and age without the histograms; the last published snapshot without waiting."""
+    async with running(child("a", Counting)) as system:
+        await settle()
+        assert system.published("a") == Count(0)
+        system.pause("a", max_s=60, by="test")
+        system.ref("a").tell(1)
+        await asyncio.sleep(2)
+
+        assert system.ref("a").load() == (1, 64, 2)
 
 
 class Breaker:
@@ -203,7 +238,7 @@ async def test_db_06_the_stack_of_a_waiting_handler_is_the_coroutine_chain() -> 
 
         stack = system.stack("a")
 
-        assert ["Publishing.handle", "Breaker.call", "Producer.send"] == [frame.function for frame in stack]
+        assert [frame.function for frame in stack] == ["Publishing.handle", "Breaker.call", "Producer.send"]
         assert all(frame.file.endswith("test_inspection.py") and frame.line for frame in stack)
         assert "tok_4242" not in repr(stack)
 
@@ -219,13 +254,13 @@ async def test_dead_letters_are_a_ring_without_payloads() -> None:
 
         letters = system.dead_letters()
 
-        assert DEAD_LETTERS_KEPT == len(letters)
-        assert ("a", "Unlisted", "overflow", "t509") == (
+        assert len(letters) == DEAD_LETTERS_KEPT
+        assert (
             letters[-1].actor,
             letters[-1].message_type,
             letters[-1].reason,
             letters[-1].trace_id,
-        )
+        ) == ("a", "Unlisted", "overflow", "t509")
         assert "secret" not in repr(letters)
 
 
@@ -236,9 +271,12 @@ async def test_the_text_view_draws_the_tree_with_depth_bars() -> None:
     async def work(_actor: Scripted, _message: Any) -> None:
         await asyncio.sleep(1000)
 
+    async def fail(_actor: Scripted, message: Any) -> None:
+        raise ValueError(message)
+
     pipeline = supervisor(
         child("outbox", capacity=16),
-        child("publisher", capacity=8),
+        child("publisher", lambda: Scripted(fail), capacity=8),
         child("consumer"),
         child("intake", lambda: Scripted(work), handler_timeout_s=30),
         id="pipeline",
@@ -248,7 +286,7 @@ async def test_the_text_view_draws_the_tree_with_depth_bars() -> None:
     async with running(pipeline, child("ended", restart=RestartType.TEMPORARY)) as system:
         await asyncio.sleep(8000)
         system.ref("ended").tell("stop")
-        system.ref("publisher").tell("crash")
+        system.ref("publisher").tell("x")
         system.pause("consumer", max_s=60, by="ops")
         system.ref("intake").tell("x")
         await settle()
@@ -262,13 +300,16 @@ async def test_the_text_view_draws_the_tree_with_depth_bars() -> None:
         await asyncio.sleep(31)
         late = render_text(system.tree())
 
-    assert [
+    assert early.splitlines() == [
         "root            one_for_one   running   up 2h13m     restarts 0/5 (last: ended normal 1s ago)",
-        "├─ pipeline     one_for_one   running   up 2h13m     restarts 1/5 (last: publisher RuntimeError: crash 1s ago)",
+        "├─ pipeline     one_for_one   running   up 2h13m     restarts 1/5 (last: publisher ValueError: x 1s ago)",
         "│  ├─ outbox                  paused    mbox █▌       3/16       age 1.3s  paused by ops (auto-resume 59s)",
-        "│  ├─ publisher               BACKING   mbox ███      3/8        age 1.3s  start in 0.7s (last: RuntimeError: crash 1s ago)",
+        (
+            "│  ├─ publisher               BACKING   mbox ███      3/8        age 1.3s"
+            "  start in 0.7s (last: ValueError: x 1s ago)"
+        ),
         "│  ├─ consumer                paused    mbox          0/64       age 0.0s  paused by ops (auto-resume 59s)",
         "│  └─ intake                  running   mbox          0/64       age 0.0s  busy in str 1.3s",
         "└─ ended                      stopped   mbox          0/64       age 0.0s  ended normal",
-    ] == early.splitlines()
+    ]
     assert "STUCK in str 32.3s" in late

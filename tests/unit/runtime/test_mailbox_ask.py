@@ -34,7 +34,7 @@ async def test_mb_18_ask_returns_the_handlers_reply() -> None:
         return message + 1
 
     async with running(child("a", lambda: Scripted(increment))) as system:
-        assert 42 == await system.ref("a").ask(41, timeout_s=1)
+        assert await system.ref("a").ask(41, timeout_s=1) == 42
 
 
 @virtual
@@ -57,8 +57,8 @@ async def test_mb_20_one_deadline_covers_enqueue_queueing_and_handling() -> None
         with pytest.raises(DeadlineExceeded) as caught:
             await ref.ask(("x", 0.4), timeout_s=1.0)
 
-        assert 1.0 == now()
-        assert "handle" == caught.value.stage
+        assert now() == 1.0
+        assert caught.value.stage == "handle"
 
 
 @virtual
@@ -70,7 +70,7 @@ async def test_an_ask_that_never_finds_room_ends_at_its_deadline() -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         await mailbox.ask(2, timeout_s=0.5)
 
-    assert ("enqueue", 0.5) == (caught.value.stage, now())
+    assert (caught.value.stage, now()) == ("enqueue", 0.5)
 
 
 @virtual
@@ -87,10 +87,10 @@ async def test_mb_21_an_expired_message_is_skipped_not_handled() -> None:
         failed_at = now()
         await advance(0.6)
 
-        assert ("queue", 0.5) == (caught.value.stage, failed_at)
-        assert ["busy"] == diary
-        assert 1 == ref.stats().dropped_total[DropReason.EXPIRED]
-        assert "expired" == system.dead_letters()[0].reason
+        assert (caught.value.stage, failed_at) == ("queue", 0.5)
+        assert diary == ["busy"]
+        assert ref.stats().dropped_total[DropReason.EXPIRED] == 1
+        assert system.dead_letters()[0].reason == "expired"
 
 
 @virtual
@@ -102,9 +102,9 @@ async def test_mb_22_a_late_reply_is_thrown_away_quietly() -> None:
         failed_at = now()
         await advance(0.5)
 
-        assert 0.5 == failed_at
-        assert 1 == system.ref("a").stats().late_replies_total
-        assert 1 == system.ref("a").stats().processed_total
+        assert failed_at == 0.5
+        assert system.ref("a").stats().late_replies_total == 1
+        assert system.ref("a").stats().processed_total == 1
 
 
 @virtual
@@ -122,8 +122,8 @@ async def test_mb_23_a_cancelled_caller_abandons_its_message() -> None:
         assert caller.cancelled()
         await advance(2)
 
-        assert ["busy"] == diary
-        assert 1 == ref.stats().dropped_total[DropReason.ABANDONED]
+        assert diary == ["busy"]
+        assert ref.stats().dropped_total[DropReason.ABANDONED] == 1
 
 
 @virtual
@@ -139,10 +139,10 @@ async def test_mb_24_a_handler_error_reaches_the_caller_with_its_cause() -> None
             await system.ref("a").ask(1, timeout_s=30)
         await settle()
 
-        assert 0 == now()
+        assert now() == 0
         assert isinstance(caught.value.__cause__, ValueError)
-        assert [("crashed", "ValueError: bad amount")] == [
-            (event["reason"], event["error"]) for event in events.of("actor.crashed")
+        assert [(event["reason"], event["error"]) for event in events.of("actor.crashed")] == [
+            ("crashed", "ValueError: bad amount")
         ]
 
 
@@ -162,9 +162,9 @@ async def test_mb_25_an_actor_that_asks_itself_is_refused() -> None:
     async with running(child("A", lambda: Scripted(ask_self))) as system:
         ref = system.ref("A")
 
-        assert "A -> A" == await ref.ask("trigger", timeout_s=1)
-        assert 1 == ref.stats().accepted_total
-        assert "pong" == await ref.ask("ping", timeout_s=1)
+        assert await ref.ask("trigger", timeout_s=1) == "A -> A"
+        assert ref.stats().accepted_total == 1
+        assert await ref.ask("ping", timeout_s=1) == "pong"
 
 
 @virtual
@@ -186,10 +186,10 @@ async def test_mb_26_a_cycle_of_asks_is_reported_with_its_path() -> None:
     async with running(child("A", lambda: Scripted(in_a)), child("B", lambda: Scripted(in_b))) as system:
         refs |= {"A": system.ref("A"), "B": system.ref("B")}
 
-        assert ("A", "B", "A") == await refs["A"].ask("trigger", timeout_s=1)
-        assert 0 == now()
-        assert ["hello", "hello"] == [await ref.ask("hello", timeout_s=1) for ref in refs.values()]
-        assert [0, 0] == [ref.stats().in_flight for ref in refs.values()]
+        assert await refs["A"].ask("trigger", timeout_s=1) == ("A", "B", "A")
+        assert now() == 0
+        assert [await ref.ask("hello", timeout_s=1) for ref in refs.values()] == ["hello", "hello"]
+        assert [ref.stats().in_flight for ref in refs.values()] == [0, 0]
 
 
 @virtual
@@ -209,4 +209,4 @@ async def test_who_handed_a_message_on_may_be_asked_by_who_got_it() -> None:
     async with running(child("A", lambda: Scripted(in_a)), child("B", lambda: Scripted(in_b))) as system:
         refs |= {"A": system.ref("A"), "B": system.ref("B")}
 
-        assert "answer to detail" == await refs["A"].ask("job", timeout_s=1)
+        assert await refs["A"].ask("job", timeout_s=1) == "answer to detail"

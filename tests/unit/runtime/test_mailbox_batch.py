@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from payflow.actor import Actor
+from payflow.actor import Actor, ActorRef
 from payflow.envelope import Envelope
-from payflow.errors import ActorCrashed, MailboxClosed
+from payflow.errors import ActorCrashed, DeadlockError, MailboxClosed
 from payflow.mailbox import DropReason, Mailbox, Overflow
 from payflow.supervisor import Batch
 from tests.support.actors import Scripted, child, running
@@ -38,8 +40,8 @@ async def test_mb_32_a_batch_takes_what_is_there_and_does_not_wait_to_be_full() 
 
     batch = await mailbox.receive_batch(3, 0)
 
-    assert [1, 2, 3] == payloads(batch)
-    assert (0, 3) == (mailbox.stats().blocked_senders, mailbox.stats().depth)
+    assert payloads(batch) == [1, 2, 3]
+    assert (mailbox.stats().blocked_senders, mailbox.stats().depth) == (0, 3)
     for sender in senders:
         await sender
 
@@ -57,8 +59,8 @@ async def test_mb_33_linger_closes_on_size_or_on_time_whichever_is_first() -> No
     batch = await receiver
     closed_at = asyncio.get_running_loop().time()
 
-    assert [1, 2] == payloads(batch)
-    assert 0.2 == closed_at
+    assert payloads(batch) == [1, 2]
+    assert closed_at == 0.2
     by_size = asyncio.create_task(mailbox.receive_batch(2, 60))
     await settle()
     mailbox.tell(3)
@@ -79,9 +81,9 @@ async def test_mb_34_a_system_message_cuts_a_lingering_batch_short() -> None:
     batch = await receiver
     _, command = await mailbox.receive()
 
-    assert [1, 2] == payloads(batch)
-    assert "drain" == command.payload
-    assert 0 == asyncio.get_running_loop().time()
+    assert payloads(batch) == [1, 2]
+    assert command.payload == "drain"
+    assert asyncio.get_running_loop().time() == 0
 
 
 @virtual
@@ -90,7 +92,7 @@ async def test_a_command_that_waits_already_comes_before_a_batch() -> None:
     mailbox = filled(1)
     mailbox.tell_system("drain")
 
-    assert [] == await mailbox.receive_batch(10, 0)
+    assert await mailbox.receive_batch(10, 0) == []
 
 
 @virtual
@@ -106,7 +108,7 @@ async def test_mb_35_cancelling_a_lingering_batch_puts_it_back() -> None:
     await ticks(2)
     envelopes = [(await mailbox.receive())[1] for _ in range(2)]
 
-    assert [(1, 0), (2, 1)] == [(envelope.payload, envelope.enqueued_at) for envelope in envelopes]
+    assert [(envelope.payload, envelope.enqueued_at) for envelope in envelopes] == [(1, 0), (2, 1)]
     with pytest.raises(AssertionError):
         await mailbox.receive_batch(101, 0)
 
@@ -120,7 +122,7 @@ async def test_a_batch_leaves_out_what_expired_and_waits_for_something_worth_han
     receiver = asyncio.create_task(mailbox.receive_batch(10, 0))
     await settle()
     assert not receiver.done()
-    assert 1 == mailbox.stats().dropped_total[DropReason.EXPIRED]
+    assert mailbox.stats().dropped_total[DropReason.EXPIRED] == 1
 
     mailbox.close("shutdown")
 
@@ -139,7 +141,7 @@ async def test_a_paused_mailbox_hands_out_no_batch() -> None:
 
     mailbox.resume()
 
-    assert [1] == payloads(await receiver)
+    assert payloads(await receiver) == [1]
 
 
 class Grouper(Actor):
@@ -166,9 +168,9 @@ async def test_an_actor_with_a_batch_spec_gets_batches_and_answers_in_them() -> 
         asks = [asyncio.create_task(ref.ask(number, timeout_s=1)) for number in range(6)]
         await settle()
 
-        assert [0, None, 4, None, 8, None] == [await ask for ask in asks]
-        assert [[0, 1, 2, 3], [4, 5]] == groups
-        assert 6 == ref.stats().processed_total
+        assert [await ask for ask in asks] == [0, None, 4, None, 8, None]
+        assert groups == [[0, 1, 2, 3], [4, 5]]
+        assert ref.stats().processed_total == 6
         assert await system.drain("a", timeout_s=1)
 
 
@@ -180,11 +182,82 @@ async def test_a_crash_in_a_batch_poisons_only_what_was_not_answered() -> None:
         asks = [asyncio.create_task(ref.ask(message, timeout_s=1)) for message in ("fine", "crash")]
         await settle()
 
-        assert "finefine" == await asks[0]
+        assert await asks[0] == "finefine"
         with pytest.raises(ActorCrashed):
             await asks[1]
-        assert ["poison"] == [letter.reason for letter in system.dead_letters()]
-        assert (1, 1) == (ref.stats().processed_total, ref.stats().dropped_total[DropReason.POISON])
+        assert [letter.reason for letter in system.dead_letters()] == ["poison"]
+        assert (ref.stats().processed_total, ref.stats().dropped_total[DropReason.POISON]) == (1, 1)
+
+
+@virtual
+async def test_a_batch_handler_that_asks_one_of_its_askers_is_refused() -> None:
+    """Everybody whose message is in the batch is waiting."""
+    refs: list[ActorRef] = []
+
+    class Asking(Actor):
+        async def handle_batch(self, batch: Sequence[Envelope]) -> None:
+            try:
+                await refs[0].ask("back", timeout_s=5)
+            except DeadlockError as error:
+                self.ctx.reply(batch[0], error.path)
+                self.ctx.reply(batch[0], "the first answer counts")
+
+    async def front(_actor: Scripted, _message: Any) -> Any:
+        return await refs[1].ask("question", timeout_s=5)
+
+    children = child("front", lambda: Scripted(front)), child("batching", Asking, batch=Batch(8))
+    async with running(*children) as system:
+        refs += [system.ref("front"), system.ref("batching")]
+
+        assert await refs[0].ask("go", timeout_s=1) == ("front", "batching", "front")
+
+
+@virtual
+async def test_batches_leave_the_loop_its_turns_and_end_with_the_actor() -> None:
+    """The budget counts messages, not batches; a stop is obeyed between two of them."""
+    sizes: list[int] = []
+    turns: list[int] = []
+
+    class Sizes(Actor):
+        async def handle_batch(self, batch: Sequence[Envelope]) -> None:
+            sizes.append(len(batch))
+            if len(sizes) == 6:
+                self.ctx.stop()
+
+    async with running(child("a", Sizes, capacity=1000, batch=Batch(32)), max_restarts=0) as system:
+        for number in range(500):
+            system.ref("a").tell(number)
+        while len(sizes) < 6:
+            turns.append(len(sizes))
+            await asyncio.sleep(0)
+        await settle()
+
+        assert sizes == [32] * 6
+        assert max(after - before for before, after in pairwise(turns)) <= 2
+
+
+@virtual
+async def test_an_abandoned_batch_is_settled_once() -> None:
+    """What it does after that touches nothing."""
+    let_go = asyncio.Event()
+
+    class Deaf(Actor):
+        async def handle_batch(self, batch: Sequence[Envelope]) -> None:
+            while not let_go.is_set():
+                with suppress(asyncio.CancelledError):
+                    await let_go.wait()
+
+    spec = child("a", Deaf, batch=Batch(8), handler_timeout_s=1, stuck_action="restart", shutdown_timeout_s=1)
+    async with running(spec) as system:
+        asks = [asyncio.create_task(system.ref("a").ask(number, timeout_s=60)) for number in range(3)]
+        await advance(5)
+        let_go.set()
+        await settle()
+
+        assert [type(ask.exception()) for ask in asks] == [ActorCrashed] * 3
+        stats = system.ref("a").stats()
+        assert (stats.accepted_total, stats.processed_total, stats.in_flight) == (3, 0, 0)
+        assert stats.dropped_total[DropReason.POISON] == 3
 
 
 async def turns_of(actor: Scripted, handled: list[int]) -> list[int]:

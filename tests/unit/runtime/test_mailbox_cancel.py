@@ -36,9 +36,9 @@ async def test_mb_27_cancelling_a_blocked_sender_never_delivers_its_message() ->
     await ticks(3)
     mailbox.tell(3)
 
-    assert [1, 3] == [first, await take(mailbox)]
+    assert [first, await take(mailbox)] == [1, 3]
     assert sender.cancelled()
-    assert (0, 0) == (mailbox.stats().blocked_senders, mailbox.stats().dropped_total[DropReason.ABANDONED])
+    assert (mailbox.stats().blocked_senders, mailbox.stats().dropped_total[DropReason.ABANDONED]) == (0, 0)
 
 
 @virtual
@@ -52,10 +52,10 @@ async def test_mb_28_cancel_lands_in_the_tick_in_which_room_was_made() -> None:
     first.cancel()
     await ticks(3)
 
-    assert [1, 3] == [received, await take(mailbox)]
+    assert [received, await take(mailbox)] == [1, 3]
     await second
     assert first.cancelled()
-    assert 1 == mailbox.stats().dropped_total[DropReason.ABANDONED]
+    assert mailbox.stats().dropped_total[DropReason.ABANDONED] == 1
 
 
 @virtual
@@ -69,9 +69,9 @@ async def test_a_send_that_was_already_taken_counts_as_done() -> None:
     sender.cancel()
     await ticks(2)
 
-    assert [1, 2] == received
+    assert received == [1, 2]
     assert sender.cancelled()
-    assert 2 == mailbox.stats().processed_total
+    assert mailbox.stats().processed_total == 2
 
 
 @virtual
@@ -86,7 +86,7 @@ async def test_mb_29_cancelling_a_receiver_loses_nothing() -> None:
     await ticks(2)
 
     assert receiver.cancelled()
-    assert 1 == await take(mailbox)
+    assert await take(mailbox) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
@@ -124,5 +124,5 @@ async def test_mb_31_waiting_for_message_or_stop_never_loses_the_message() -> No
         await system.stop()
 
         stats = system.ref("a").stats()
-        assert 1 == stats.accepted_total
-        assert 1 == diary.count(1) + len(system.dead_letters())
+        assert stats.accepted_total == 1
+        assert diary.count(1) + len(system.dead_letters()) == 1

@@ -41,9 +41,9 @@ async def test_mb_38_close_refuses_new_and_delivers_old() -> None:
         await mailbox.receive()
     states.append(mailbox.state)
 
-    assert "shutdown" == refused.value.reason
-    assert [1, 2] == received
-    assert [MailboxState.CLOSING, MailboxState.CLOSED] == states
+    assert refused.value.reason == "shutdown"
+    assert received == [1, 2]
+    assert states == [MailboxState.CLOSING, MailboxState.CLOSED]
     with pytest.raises(MailboxClosed):
         mailbox.tell_system("anything")
     with pytest.raises(MailboxClosed):
@@ -63,7 +63,7 @@ async def test_mb_39_close_wakes_every_waiter_not_one() -> None:
     await ticks(2)
 
     assert [MailboxClosed] * 6 == [type(waiter.exception()) for waiter in waiters]
-    assert (0, 5) == (full.stats().blocked_senders, full.stats().rejected_total)
+    assert (full.stats().blocked_senders, full.stats().rejected_total) == (0, 5)
 
 
 @virtual
@@ -76,7 +76,7 @@ async def test_mb_40_close_is_idempotent_and_keeps_the_first_reason() -> None:
     with pytest.raises(MailboxClosed) as caught:
         mailbox.tell(1)
 
-    assert "shutdown" == caught.value.reason
+    assert caught.value.reason == "shutdown"
 
 
 @virtual
@@ -95,8 +95,8 @@ async def test_mb_41_abort_hands_every_leftover_to_dead_letters_and_fails_their_
     await ticks(2)
 
     assert isinstance(asker.exception(), ActorStopped)
-    assert [(1, DropReason.CLOSED), (2, DropReason.CLOSED)] == dead
-    assert 0 == mailbox.stats().depth
+    assert dead == [(1, DropReason.CLOSED), (2, DropReason.CLOSED)]
+    assert mailbox.stats().depth == 0
     assert MailboxState.CLOSED is mailbox.state
 
 
@@ -109,8 +109,8 @@ async def test_mb_42_system_messages_still_pass_while_closing() -> None:
 
     lane, envelope = await mailbox.receive()
 
-    assert (Lane.SYSTEM, "get_state") == (lane, envelope.payload)
-    assert 1 == await take(mailbox)
+    assert (lane, envelope.payload) == (Lane.SYSTEM, "get_state")
+    assert await take(mailbox) == 1
 
 
 @virtual
@@ -128,8 +128,8 @@ async def test_mb_43_join_waits_for_handled_not_for_taken() -> None:
     too_short = await mailbox.join(timeout_s=0.2)
     joined = await mailbox.join(timeout_s=1.0)
 
-    assert (False, True) == (too_short, joined)
-    assert 0.5 == asyncio.get_running_loop().time()
+    assert (too_short, joined) == (False, True)
+    assert asyncio.get_running_loop().time() == 0.5
     await handler
 
 
@@ -156,7 +156,7 @@ async def test_mb_45_depth_is_exact_under_refused_and_dropped_messages() -> None
         except MailboxFull:
             refused += 1
 
-    assert (1, 99, 99) == (mailbox.stats().depth, mailbox.stats().rejected_total, refused)
+    assert (mailbox.stats().depth, mailbox.stats().rejected_total, refused) == (1, 99, 99)
 
 
 @virtual
@@ -174,7 +174,7 @@ async def test_mb_46_oldest_age_is_the_heads_age_and_zero_when_empty() -> None:
     await asyncio.sleep(1)
     ages.append(mailbox.stats().oldest_age_s)
 
-    assert [5.0, 2.0, 0.0] == ages
+    assert ages == [5.0, 2.0, 0.0]
 
 
 @virtual
@@ -190,9 +190,9 @@ async def test_mb_47_wait_time_is_enqueue_to_take_measured_once_per_message() ->
 
     waits, handles = mailbox.stats().wait_seconds, mailbox.stats().handle_seconds
 
-    assert [1, 2, 3] == [waits.at_most(bound_s) for bound_s in (0.001, 0.01, 0.1)]
+    assert [waits.at_most(bound_s) for bound_s in (0.001, 0.01, 0.1)] == [1, 2, 3]
     assert pytest.approx(0.0333, abs=1e-6) == waits.sum_s
-    assert (0, 3) == (handles.at_most(0.1), handles.at_most(0.5))
+    assert (handles.at_most(0.1), handles.at_most(0.5)) == (0, 3)
 
 
 @virtual
@@ -206,4 +206,4 @@ async def test_mb_49_reading_stats_changes_nothing() -> None:
         mailbox.peek(10)
 
     assert before == mailbox.stats()
-    assert [1, 2] == [await take(mailbox), await take(mailbox)]
+    assert [await take(mailbox), await take(mailbox)] == [1, 2]

@@ -44,8 +44,8 @@ async def test_mb_01_one_sender_first_in_first_out() -> None:
 
     envelopes = [(await mailbox.receive())[1] for _ in range(3)]
 
-    assert [1, 2, 3] == [envelope.payload for envelope in envelopes]
-    assert [1, 2, 3] == [envelope.seq for envelope in envelopes]
+    assert [envelope.payload for envelope in envelopes] == [1, 2, 3]
+    assert [envelope.seq for envelope in envelopes] == [1, 2, 3]
     stamps = [envelope.enqueued_at for envelope in envelopes]
     assert sorted(stamps) == stamps
 
@@ -61,7 +61,7 @@ async def test_mb_02_a_late_sender_may_not_overtake_a_blocked_one() -> None:
     mailbox.tell(4)
     rest = [mailbox.take(), mailbox.take()]
 
-    assert [1, 2, 3, 4] == [envelope.payload for envelope in first + rest if envelope]
+    assert [envelope.payload for envelope in first + rest if envelope] == [1, 2, 3, 4]
     await parked
 
 
@@ -77,8 +77,8 @@ async def test_mb_03_blocked_senders_are_admitted_in_arrival_order() -> None:
         received += await take(mailbox)
         blocked.append(mailbox.stats().blocked_senders)
 
-    assert [0, "A", "B", "C"] == received
-    assert [2, 1, 0, 0] == blocked
+    assert received == [0, "A", "B", "C"]
+    assert blocked == [2, 1, 0, 0]
     for sender in senders:
         await sender
 
@@ -98,7 +98,7 @@ async def test_mb_04_depth_never_exceeds_capacity_for_user_messages() -> None:
         received = await take(mailbox, 1600)
 
     assert mailbox.stats().high_water <= 4
-    assert 1600 == mailbox.stats().processed_total
+    assert mailbox.stats().processed_total == 1600
     for name in range(16):
         assert list(range(100)) == [number for who, number in received if who == name]
 
@@ -123,9 +123,9 @@ async def test_mb_06_tell_is_synchronous_and_never_waits() -> None:
         mailbox.tell(2)
 
     error = caught.value
-    assert ("outbox", 1, 1, 0.5) == (error.actor_id, error.capacity, error.depth, error.oldest_age_s)
-    assert [1] == [envelope.payload for envelope in mailbox.peek(10)]
-    assert 1 == mailbox.stats().rejected_total
+    assert (error.actor_id, error.capacity, error.depth, error.oldest_age_s) == ("outbox", 1, 1, 0.5)
+    assert [envelope.payload for envelope in mailbox.peek(10)] == [1]
+    assert mailbox.stats().rejected_total == 1
 
 
 @virtual
@@ -141,8 +141,8 @@ async def test_mb_07_block_waits_for_room_and_then_delivers() -> None:
     second = await take(mailbox)
 
     assert None is await sender
-    assert [1, 2] == first + second
-    assert (1, 0) == (before, mailbox.stats().blocked_senders)
+    assert first + second == [1, 2]
+    assert (before, mailbox.stats().blocked_senders) == (1, 0)
     assert mailbox.stats().blocked_seconds_total > 0
 
 
@@ -159,9 +159,9 @@ async def test_mb_08_block_with_a_deadline_gives_up_and_leaves_no_trace() -> Non
     with pytest.raises(DeadlineExceeded) as caught:
         await sender
     stats = mailbox.stats()
-    assert "enqueue" == caught.value.stage
-    assert [1] == received
-    assert (0, 0, 1) == (stats.depth, stats.dropped_total[DropReason.EXPIRED], stats.rejected_total)
+    assert caught.value.stage == "enqueue"
+    assert received == [1]
+    assert (stats.depth, stats.dropped_total[DropReason.EXPIRED], stats.rejected_total) == (0, 0, 1)
 
 
 @virtual
@@ -191,10 +191,10 @@ async def test_mb_10_drop_oldest_keeps_the_newest_and_reports_the_victim() -> No
 
     with pytest.raises(MailboxFull):
         await asker
-    assert 0 == asyncio.get_running_loop().time()
-    assert [2, 3] == await take(mailbox, 2)
-    assert 1 == mailbox.stats().dropped_total[DropReason.OVERFLOW]
-    assert [(1, DropReason.OVERFLOW)] == dead
+    assert asyncio.get_running_loop().time() == 0
+    assert await take(mailbox, 2) == [2, 3]
+    assert mailbox.stats().dropped_total[DropReason.OVERFLOW] == 1
+    assert dead == [(1, DropReason.OVERFLOW)]
 
 
 @virtual
@@ -208,8 +208,8 @@ async def test_mb_11_drop_newest_refuses_silently_to_the_sender_loudly_in_metric
     with pytest.raises(MailboxFull):
         await mailbox.ask(4, timeout_s=1)
     assert False is accepted
-    assert [1] == await take(mailbox)
-    assert (3, 1) == (mailbox.stats().rejected_total, mailbox.stats().accepted_total)
+    assert await take(mailbox) == [1]
+    assert (mailbox.stats().rejected_total, mailbox.stats().accepted_total) == (3, 1)
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ async def test_mb_12_coalesce_keeps_one_message_per_key_in_the_place_of_the_firs
     envelopes = [(await mailbox.receive())[1] for _ in range(2)]
 
     assert [Beat("a", 2), Beat("b", 1)] == [envelope.payload for envelope in envelopes]
-    assert (1, 2, 2) == (stats.coalesced_total, stats.high_water, stats.accepted_total)
-    assert [0, 1] == [envelope.enqueued_at for envelope in envelopes]
+    assert (stats.coalesced_total, stats.high_water, stats.accepted_total) == (1, 2, 2)
+    assert [envelope.enqueued_at for envelope in envelopes] == [0, 1]
 
 
 @virtual
@@ -281,8 +281,8 @@ async def test_mb_14_a_system_message_passes_a_full_user_lane() -> None:
 
     lane, envelope = await mailbox.receive()
 
-    assert (Lane.SYSTEM, "pause", 2) == (lane, envelope.payload, mailbox.stats().depth)
-    assert [1, 2] == await take(mailbox, 2)
+    assert (lane, envelope.payload, mailbox.stats().depth) == (Lane.SYSTEM, "pause", 2)
+    assert await take(mailbox, 2) == [1, 2]
 
 
 @virtual
@@ -300,9 +300,9 @@ async def test_mb_15_a_paused_mailbox_serves_only_the_system_lane() -> None:
     lane, envelope = await receiver
     mailbox.resume()
 
-    assert 3 == age_s
-    assert (Lane.SYSTEM, "resume") == (lane, envelope.payload)
-    assert [1] == await take(mailbox)
+    assert age_s == 3
+    assert (lane, envelope.payload) == (Lane.SYSTEM, "resume")
+    assert await take(mailbox) == [1]
     assert MailboxState.OPEN is mailbox.state
 
 
@@ -327,7 +327,7 @@ async def test_mb_16_the_system_lane_has_its_own_hard_cap() -> None:
         await settle()
 
     crash = events.of("actor.crashed")[0]
-    assert "crashed" == crash["reason"]
+    assert crash["reason"] == "crashed"
     assert "system_lane_full" in crash["error"]
 
 
@@ -340,4 +340,4 @@ async def test_mb_17_system_messages_keep_order_among_themselves() -> None:
     mailbox.tell(1)
     mailbox.tell_system("c")
 
-    assert ["a", "b", "c", 1] == await take(mailbox, 4)
+    assert await take(mailbox, 4) == ["a", "b", "c", 1]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from payflow.actor import ExitReason
 from payflow.errors import ActorStopped, MailboxClosed, StartFailed
 from payflow.mailbox import Overflow
-from payflow.supervisor import ActorState, Batch, ChildSpec, SupervisorSpec
+from payflow.supervisor import ActorState, Batch, ChildSpec, StopReport, SupervisorSpec
 from tests.support.actors import Events, Scripted, Starter, child, make_system, running, supervisor
 from tests.support.virtual_loop import advance, settle, ticks, virtual
 
@@ -33,8 +34,8 @@ async def test_sv_01_children_start_in_order_and_stop_in_reverse() -> None:
     await system.start()
     await system.stop()
 
-    assert ["start a", "start b", "start c", "stop c", "stop b", "stop a"] == events.lives()
-    assert [("a", 0), ("b", 1), ("c", 2)] == begun
+    assert events.lives() == ["start a", "start b", "start c", "stop c", "stop b", "stop a"]
+    assert begun == [("a", 0), ("b", 1), ("c", 2)]
 
 
 @virtual
@@ -50,11 +51,11 @@ async def test_sv_02_a_failed_first_start_stops_what_was_started_and_fails_the_s
     with pytest.raises(StartFailed) as caught:
         await system.start()
 
-    assert "b" == caught.value.child
+    assert caught.value.child == "b"
     assert isinstance(caught.value.__cause__, OSError)
-    assert ["start a", "stop a"] == events.lives()
-    assert [ActorState.STOPPED, ActorState.FAILED, ActorState.NEW] == [n.state for n in system.tree().children]
-    assert 1 == len(events.of("actor.start_failed"))
+    assert events.lives() == ["start a", "stop a"]
+    assert [n.state for n in system.tree().children] == [ActorState.STOPPED, ActorState.FAILED, ActorState.NEW]
+    assert len(events.of("actor.start_failed")) == 1
     await system.stop()
 
 
@@ -75,9 +76,9 @@ async def test_sv_03_start_timeout_counts_as_a_failed_start() -> None:
     with pytest.raises(StartFailed) as caught:
         await system.start()
 
-    assert ("b", "start timeout 2.0 s") == (caught.value.child, caught.value.reason)
-    assert [True] == cancelled
-    assert 2 == now()
+    assert (caught.value.child, caught.value.reason) == ("b", "start timeout 2.0 s")
+    assert cancelled == [True]
+    assert now() == 2
 
 
 @virtual
@@ -96,13 +97,13 @@ async def test_sv_22_a_child_that_ignores_cancellation_does_not_hold_the_others(
         await settle()
         report = await system.stop(grace_s=0)
 
-        assert 1 == now()
-        assert (("c",), ("c",)) == (report.abandoned, report.late)
-        assert ["stop c", "stop b", "stop a"] == events.lives()[3:]
+        assert now() == 1
+        assert (report.abandoned, report.late) == (("c",), ("c",))
+        assert events.lives()[3:] == ["stop c", "stop b", "stop a"]
         (abandoned,) = events.of("actor.abandoned")
         assert "ignore" in str(abandoned["stack"][-1])
-        assert 1 == system.tree().children[2].abandoned_total
-        assert ["closed"] == [letter.reason for letter in system.dead_letters()]
+        assert system.tree().children[2].abandoned_total == 1
+        assert [letter.reason for letter in system.dead_letters()] == ["closed"]
         let_go.set()
         await settle()
 
@@ -124,9 +125,9 @@ async def test_sv_34_a_stop_while_starting_cancels_the_start() -> None:
 
     with pytest.raises(ActorStopped):
         await starting
-    assert ((), ()) == (report.abandoned, report.late)
-    assert ["start a", "stop a"] == events.lives()
-    assert 0 == now()
+    assert (report.abandoned, report.late) == ((), ())
+    assert events.lives() == ["start a", "stop a"]
+    assert now() == 0
 
 
 @virtual
@@ -145,7 +146,7 @@ async def test_a_cancelled_start_leaves_nothing_running() -> None:
     await asyncio.wait([starting])
 
     assert starting.cancelled()
-    assert ["start a", "stop a"] == events.lives()
+    assert events.lives() == ["start a", "stop a"]
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
@@ -162,7 +163,7 @@ async def test_after_a_stop_senders_are_refused_and_a_second_stop_is_quiet() -> 
         assert isinstance(asker.exception(), ActorStopped)
         with pytest.raises(MailboxClosed):
             system.ref("a").tell("late")
-        assert ((), ()) == (lambda r: (r.abandoned, r.late))(await system.stop())
+        assert await system.stop() == StopReport(abandoned=(), late=())
         with pytest.raises(ActorStopped):
             await system.restart("a", "too late")
 
@@ -183,7 +184,7 @@ async def test_drain_is_acknowledged_and_may_close() -> None:
 
         assert not await system.drain("a", timeout_s=1.5)
         assert await system.drain("a", timeout_s=5, close=True)
-        assert [0, 1, 2] == diary
+        assert diary == [0, 1, 2]
         assert ActorState.DRAINING is system.tree().children[0].state
         with pytest.raises(MailboxClosed):
             system.ref("a").tell("late")
@@ -199,7 +200,7 @@ async def test_a_drain_survives_a_crash_of_the_actor() -> None:
             system.ref("a").tell(message)
 
         assert await system.drain("a", timeout_s=5)
-        assert ["one", "two"] == [entry for entry in diary if entry in ("one", "two")]
+        assert [entry for entry in diary if entry in ("one", "two")] == ["one", "two"]
 
 
 @virtual
@@ -253,5 +254,82 @@ async def test_a_stop_in_the_middle_of_a_message_waits_no_longer_than_its_grace(
         await advance(0)
 
         assert isinstance(asker.exception(), ActorStopped)
-    assert ("a",) == report.late
-    assert 3 == now()
+    assert report.late == ("a",)
+    assert now() == 3
+
+
+@virtual
+async def test_a_goodbye_that_ignores_its_time_limit_is_abandoned() -> None:
+    """Tasks, on_stop and closing have the limit each; after the three of them nobody waits any more."""
+    let_go = asyncio.Event()
+
+    class Clinging(Scripted):
+        async def on_stop(self, reason: ExitReason) -> None:
+            while not let_go.is_set():
+                with suppress(asyncio.CancelledError):
+                    await let_go.wait()
+
+    async with running(child("a"), child("b", Clinging, shutdown_timeout_s=2)) as system:
+        report = await system.stop()
+
+        assert report == StopReport(abandoned=("b",), late=())
+        assert now() == 6
+        assert system.stack("b") != ()
+        let_go.set()
+        await settle()
+        assert system.stack("b") == ()
+
+
+@virtual
+async def test_a_stop_that_finds_the_system_lane_full_still_ends_the_actor() -> None:
+    """The command cannot be delivered, so the run is cut off."""
+
+    async def slow(_actor: Scripted, _message: Any) -> None:
+        await asyncio.sleep(1000)
+
+    async with running(child("a", lambda: Scripted(slow))) as system:
+        system.ref("a").tell("x")
+        await settle()
+        for _ in range(1024):
+            system.root.children["a"].mailbox.tell_system("x")  # type: ignore[union-attr]
+        await system.stop()
+
+        assert now() == 0
+        assert system.tree().children[0].exit_reason == "crashed"
+
+
+@virtual
+async def test_a_drain_that_meets_a_stop_is_not_acknowledged() -> None:
+    """It ends with the actor, not at its own time limit."""
+
+    async def slow(_actor: Scripted, _message: Any) -> None:
+        await asyncio.sleep(1000)
+
+    async with running(child("a", lambda: Scripted(slow))) as system:
+        system.ref("a").tell("x")
+        draining = asyncio.create_task(system.drain("a", timeout_s=500))
+        await settle()
+        await system.stop(grace_s=0)
+
+        assert not await draining
+        assert now() == 0
+
+
+@virtual
+async def test_two_drains_at_once_are_acknowledged_together() -> None:
+    """The later one moves the target."""
+    diary: list[Any] = []
+
+    async def slow(actor: Scripted, message: int) -> None:
+        await asyncio.sleep(1)
+        actor.diary.append(message)
+
+    async with running(child("a", lambda: Scripted(slow, diary))) as system:
+        system.ref("a").tell(1)
+        first = asyncio.create_task(system.drain("a", timeout_s=10))
+        await settle()
+        system.ref("a").tell(2)
+
+        assert await system.drain("a", timeout_s=10)
+        assert await first
+        assert diary == [1, 2]

@@ -26,10 +26,10 @@ async def test_sv_23_a_handler_over_its_time_is_reported_before_it_is_touched() 
         await advance(4)
         gauges.append(system.tree().children[0].stuck)
 
-        assert "finished" == await asker
-        assert [True, False] == gauges
+        assert await asker == "finished"
+        assert gauges == [True, False]
         (stuck,) = events.of("actor.stuck")
-        assert ("a", "str") == (stuck["actor"], stuck["message_type"])
+        assert (stuck["actor"], stuck["message_type"]) == ("a", "str")
         assert 5 <= stuck["elapsed_s"] <= 6
         assert "work_ten_seconds" in str(stuck["stack"][-1])
 
@@ -44,10 +44,10 @@ async def test_sv_24_action_restart_cancels_waits_then_replaces() -> None:
         await advance(7)
 
         node = system.tree().children[0]
-        assert ("stuck", 2, 1) == (node.exit_reason, node.instance, node.stuck_total)
-        assert ["poison"] == [letter.reason for letter in system.dead_letters()]
-        assert 1 == system.tree().restarts_in_window
-    assert "stuck" == events.of("actor.stopped")[0]["reason"]
+        assert (node.exit_reason, node.instance, node.stuck_total) == ("stuck", 2, 1)
+        assert [letter.reason for letter in system.dead_letters()] == ["poison"]
+        assert system.tree().restarts_in_window == 1
+    assert events.of("actor.stopped")[0]["reason"] == "stuck"
 
 
 @virtual
@@ -63,7 +63,7 @@ async def test_sv_25_a_long_but_honest_wait_is_not_stuck() -> None:
     async with running(child("a", lambda: Scripted(poll), handler_timeout_s=5), events=events) as system:
         await system.ref("a").ask("x", timeout_s=100)
 
-    assert [] == events.of("actor.stuck")
+    assert events.of("actor.stuck") == []
 
 
 @virtual
@@ -74,5 +74,5 @@ async def test_sv_26_an_idle_actor_is_not_stuck() -> None:
         await advance(3600)
         await settle()
 
-        assert "running" == system.tree().children[0].state
-    assert [] == events.of("actor.stuck")
+        assert system.tree().children[0].state == "running"
+    assert events.of("actor.stuck") == []
