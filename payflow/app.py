@@ -36,22 +36,24 @@ from payflow.adapters.sqlite_ledger import SqliteLedger, SqliteLedgerReader
 from payflow.adapters.sqlite_outbox import SqliteOutboxReader, SqliteOutboxStore
 from payflow.adapters.system import SystemClock, UuidIds
 from payflow.config import Settings
-from payflow.core.breaker import status_body
+from payflow.core.breaker import BreakerEvent, State, status_body
 from payflow.core.restart import Strategy
-from payflow.errors import DependencyUnavailable
+from payflow.errors import DependencyUnavailable, StartFailed
 from payflow.figures import Figures
 from payflow.guard import BreakerRegistry
 from payflow.health import AppHealth
 from payflow.inspector import Inspector
 from payflow.mailbox import Overflow
 from payflow.metrics import DurationTable, Metrics, RequestTable, server_stats
-from payflow.shutdown import ProcessControl, run
+from payflow.shutdown import DEADLINES_S, Phase, ProcessControl, run
 from payflow.supervisor import Batch, ChildSpec, SupervisorSpec, System
 from payflow.telemetry import Telemetry
+from payflow.watchdog import Watch
 from payflow.wire import id_text
 
 EMBEDDED: Final = "embedded"
 BREAKER: Final = "kafka-publisher"
+BREAKER_EVENTS: Final = {State.OPEN: "breaker.opened", State.HALF_OPEN: "breaker.half_opened", State.CLOSED: "breaker.closed"}
 # What a memory-only broker may hold published and not booked: it keeps the newest 5 MiB of a partition (DESIGN.md section 2).
 UNBOOKED_LIMIT_BYTES: Final = 1 << 20
 LOG_FLUSH_S: Final = 1.0
@@ -77,6 +79,8 @@ class App:
         self._publisher_counters.observe = lambda outcome, seconds: self._publishes.observe((outcome,), seconds)
         self._gauges = Gauges()
         self._breakers = BreakerRegistry({BREAKER: settings.breaker[BREAKER].to_core()}, self._clock)
+        for guard in self._breakers:
+            guard.on_transition(self._breaker_moved)
         self._payments = self._payments_reader() if self._ingest else None
         self._ledger = self._ledger_reader() if self._consume else None
         self.ports: dict[str, int] = {}
@@ -104,7 +108,7 @@ class App:
         self._plan_shutdown()
         try:
             make_data_dir(self._settings.storage.data_dir)
-            await self.system.start()
+            await self._start()
             self._control.up()
             self._emit(
                 "process.ready", **self.ports, roles=list(self._settings.roles), pid=os.getpid(), version=__version__
@@ -113,6 +117,18 @@ class App:
         finally:
             metrics.close()
             await self.system.stop(grace_s=0)
+
+    async def _start(self) -> None:
+        """Start the tree. What is missing outside is said in its own sentence: the operator need not read a chain of causes."""
+        try:
+            await self.system.start()
+        except StartFailed as failed:
+            cause: BaseException | None = failed
+            while cause is not None:
+                if isinstance(cause, DependencyUnavailable):
+                    raise DependencyUnavailable(str(cause)) from None
+                cause = cause.__cause__
+            raise
 
     def _plan_shutdown(self) -> None:
         """Who does what in which phase. The intake's drain unbinds and waits for its answers; marks reach the outbox until it stops."""
@@ -360,12 +376,25 @@ class App:
             bootstrap,
             topic=kafka.topic,
             group_id=kafka.consumer_group,
+            request_timeout_s=kafka.request_timeout_s,
             client_id=kafka.client_id,
             log_id=broker_id,
         )
 
     def _breaker_bodies(self) -> Mapping[str, Mapping[str, object]]:
         return {guard.name: status_body(guard.snapshot()) for guard in self._breakers}
+
+    def _breaker_moved(self, event: BreakerEvent) -> None:
+        """An outage is told in the log by its breaker: when it opened, why, and when it closed again."""
+        self._emit(
+            BREAKER_EVENTS.get(event.to_state, "breaker.moved"),
+            name=event.name,
+            from_state=str(event.from_state),
+            to_state=str(event.to_state),
+            cause=str(event.cause),
+            failure_rate=event.failure_rate,
+            slow_call_rate=event.slow_call_rate,
+        )
 
     def _info(self) -> Mapping[str, object]:
         return {
@@ -384,14 +413,17 @@ def make_data_dir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise DependencyUnavailable(f"data directory {path} cannot be made: {error.strerror}") from error
+        reason = "there is a file in its place" if isinstance(error, FileExistsError) else error.strerror
+        raise DependencyUnavailable(f"data directory {path} cannot be made: {reason}") from error
 
 
 def serve(settings: Settings) -> int:
     """Run the payments process until it is told to end; the exit code (DESIGN.md section 13)."""
     telemetry = Telemetry(log_format=settings.log.format, level=settings.log.level)
     try:
-        return run(_main(settings, telemetry), emit=telemetry.emit)
+        phases = tuple(Phase(name, getattr(settings.shutdown, f"{name}_s")) for name in DEADLINES_S)
+        watch = Watch(settings.telemetry.loop_check_interval_s, settings.telemetry.loop_lag_threshold_s)
+        return run(_main(settings, telemetry), emit=telemetry.emit, phases=phases, watch=watch)
     finally:
         telemetry.close(timeout_s=LOG_FLUSH_S)
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from payflow.errors import DependencyUnavailable, PayflowError, RestartIntensityExceeded, StartFailed
 from payflow.phases import DEADLINES_S, DEFAULT_PHASES, EXIT_CLEAN, Leftovers, Phase, PhaseReport, Report, Shutdown
-from payflow.watchdog import EXIT_BUDGET_EXCEEDED, Emit, LoopWatchdog
+from payflow.watchdog import EXIT_BUDGET_EXCEEDED, Emit, LoopWatchdog, Watch
 
 __all__ = [
     "BUDGET_S",
@@ -52,6 +52,9 @@ EXIT_INTERRUPTED: Final = 130
 LEAVE_S: Final = 2.0
 # compose.yaml must grant more than this 36 s: its own default of 10 s would kill us in requests_done.
 BUDGET_S: Final = sum(DEADLINES_S.values()) + LEAVE_S
+# Young objects here are messages that die by reference count. At the default of 700 the collector took 5 % of a loaded
+# process (docs/performance.md); cycles are rare and still found.
+GC_THRESHOLDS: Final = (20_000, 20, 20)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -67,10 +70,16 @@ class ProcessControl:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, emit: Emit, budget_s: float, phases: tuple[Phase, ...]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        emit: Emit,
+        budget_s: float,
+        phases: tuple[Phase, ...] = DEFAULT_PHASES,
+        watch: Watch = Watch(),  # noqa: B008 - frozen
     ) -> None:
         self.shutdown = Shutdown(loop, emit, phases)
-        self.watchdog = LoopWatchdog(emit)
+        self.watchdog = LoopWatchdog(emit, watch=watch)
         self._loop = loop
         self._budget_s = budget_s
         self._is_up = False
@@ -174,19 +183,26 @@ def run(
     main: Main,
     *,
     emit: Emit,
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
+    watch: Watch = Watch(),  # noqa: B008 - frozen
     phases: tuple[Phase, ...] = DEFAULT_PHASES,
     use_uvloop: bool | None = None,
 ) -> int:
     """Run `main` as this process and return its exit code; see `ProcessControl` for what main has to do.
 
     Call it once, from the main thread, and leave with the code. SIGINT and SIGTERM are ignored from then on, for the
-    code is decided. When a thread that the interpreter would wait for is left, the watchdog stays armed.
+    code is decided. `budget_s` is by default what the phases may take together and the time to unwind. When a thread that the interpreter would wait for is left, the watchdog stays armed.
     """
     assert threading.current_thread() is threading.main_thread()
     try:
         with asyncio.Runner(loop_factory=_loop_factory(use_uvloop)) as runner:
-            control = ProcessControl(runner.get_loop(), emit=emit, budget_s=budget_s, phases=phases)
+            control = ProcessControl(
+                runner.get_loop(),
+                emit=emit,
+                budget_s=sum(phase.deadline_s for phase in phases) + LEAVE_S if budget_s is None else budget_s,
+                phases=phases,
+                watch=watch,
+            )
             for signum in _SIGNALS:
                 signal.signal(signum, control.on_signal)
             control.live(main, runner)
@@ -214,6 +230,7 @@ def settle_memory() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _is_missing_dependency(error: BaseException | None) -> bool:

@@ -28,10 +28,17 @@ WRITE_LINES: Final = 256
 LEVELS: Final[Mapping[str, str]] = {
     "actor.crashed": "error",
     "actor.stuck": "error",
+    "actor.start_failed": "error",
     "actor.abandoned": "error",
+    "actor.task_abandoned": "error",
+    "actor.cleanup_failed": "warning",
+    "actor.drain_timeout": "warning",
     "supervisor.escalated": "error",
     "loop.blocked": "warning",
     "shutdown.phase_timeout": "error",
+    "shutdown.task_failed": "error",
+    "broker.started": "warning",
+    "breaker.opened": "warning",
     "ledger.imbalance": "error",
     "outbox.unwritable": "error",
     "outbox.write_rejected": "error",
@@ -40,11 +47,13 @@ LEVELS: Final[Mapping[str, str]] = {
     "publisher.group_failed": "warning",
     "publisher.not_connected": "warning",
     "publisher.marks_delayed": "warning",
+    "publisher.park_delayed": "warning",
     "consumer.dead_lettered": "error",
     "consumer.dead_letter_failed": "error",
     "consumer.position_lost": "error",
     "consumer.ledger_unavailable": "warning",
     "consumer.not_connected": "warning",
+    "consumer.acks_delayed": "warning",
     "intake.shedding": "warning",
     "request.failed": "error",
     "sqlite.old": "warning",
@@ -164,8 +173,9 @@ class Telemetry:
             logging.getLogger(name).setLevel(logging.WARNING)
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Log one event with its fields."""
-        getattr(self._log, LEVELS.get(event, "info"))(event, **fields)
+        """Log one event with its fields. An end that is no clean one is an error: no level may hide why the process is gone."""
+        level = "error" if event == "process.ended" and fields.get("exit_code") else LEVELS.get(event, "info")
+        getattr(self._log, level)(event, **fields)
 
     def close(self, *, timeout_s: float) -> None:
         """Last lines out."""

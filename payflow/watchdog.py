@@ -66,6 +66,14 @@ class LoopFigures:
     last_block: Block | None
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How often the heartbeat is looked at, and how old it may be. Seconds."""
+
+    interval_s: float = INTERVAL_S
+    blocked_after_s: float = BLOCKED_AFTER_S
+
+
 class LoopWatchdog:
     """Watch one event loop from a thread of its own.
 
@@ -78,10 +86,12 @@ class LoopWatchdog:
         self,
         emit: Emit,
         *,
+        watch: Watch = Watch(),  # noqa: B008 - frozen
         clock: Callable[[], float] = time.monotonic,
         end: Callable[[int], None] = end_process,
     ) -> None:
         self._emit = emit
+        self._watch = watch
         self._clock = clock
         self._end = end
         self._beat = clock()
@@ -163,11 +173,13 @@ class LoopWatchdog:
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self.beat()
         self._lags.append(max(0.0, self._beat - due))
-        self._timer = loop.call_later(INTERVAL_S, self._tick, loop, self._beat + INTERVAL_S)
+        self._timer = loop.call_later(
+            self._watch.interval_s, self._tick, loop, self._beat + self._watch.interval_s
+        )
 
     # -------------------------------------------------------------- the thread's side
     def _run(self) -> None:
-        while not self._stopped.wait(INTERVAL_S):
+        while not self._stopped.wait(self._watch.interval_s):
             self.check()
         self._look(self._clock())
 
@@ -182,7 +194,7 @@ class LoopWatchdog:
     def _look(self, now: float) -> None:
         block, beat = self._block, self._beat
         if block is None or block.duration_s is not None:
-            if self._watching and now - beat > BLOCKED_AFTER_S:
+            if self._watching and now - beat > self._watch.blocked_after_s:
                 self._blocks_total += 1
                 self._gc_before_block_s = self._gc_at_beat_s
                 self._blocked(beat, now, samples=1)

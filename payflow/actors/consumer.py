@@ -40,6 +40,8 @@ LAG: Final = "lag"
 CLOSE_TIMEOUT_S: Final = 2.0
 ACK_TIMEOUT_S: Final = 5.0
 LAG_INTERVAL_S: Final = 2.0
+# The client never asks `bootstrap_servers` again by itself: brokers that all moved are found by a new client only.
+LOST_AFTER_FAILURES: Final = 3
 # The end of the log moves and our position does not: the client lost its way (aiokafka issue 703), build another.
 STALLED_AFTER_S: Final = 60.0
 
@@ -51,7 +53,7 @@ class ConsumerSettings:
     topic: str
     dead_letter_topic: str
     volatile: bool
-    pace_s: float = 0.025
+    pace_s: float = 0.05
     fetch_timeout_s: float = 1.0
     fetch_records: int = 500
     connect_timeout_s: float = 15.0
@@ -239,7 +241,6 @@ class Consumer(Actor):
             self.ctx.spawn(self._write_dead_letters(info, final), name="dead-letters")
         else:
             self._positions.update(positions)
-            self.ctx.spawn(self._commit(dict(positions)), name="commit")
         self._update_idle()
 
     def _book_later(self, error: PayflowError) -> None:
@@ -336,10 +337,6 @@ class Consumer(Actor):
                 self._acks.difference_update(batch)
         finally:
             self._acking = False
-
-    async def _commit(self, positions: dict[int, int]) -> None:
-        if self._source is not None:
-            await self._source.commit(positions)
 
     # ------------------------------------------------------------------ fetching
     async def _fetch(self, source: RecordSource, generation: int) -> None:
@@ -456,16 +453,26 @@ class Consumer(Actor):
         return max(0.0, min(since_booked_s, now - self._caught_up_at))
 
     async def _watch_lag(self) -> None:
-        """Lag in records and in seconds; a client that stopped making progress is replaced."""
+        """Lag in records and in seconds; a client that lost its broker or stopped making progress is replaced.
+
+        The position is told to Kafka here and not with each booking: it is for lag tools only.
+        """
+        failures = 0
         while True:
             await asyncio.sleep(LAG_INTERVAL_S)
             source, info = self._source, self._info
             if source is None or info is None:
+                failures = 0
                 continue
             try:
                 ends = await source.end_offsets()
-            except BrokerUnavailable:
+            except BrokerUnavailable as error:
+                failures += 1
+                if failures >= LOST_AFTER_FAILURES:
+                    self._lost(source, error)
                 continue
+            failures = 0
+            await source.commit(dict(self._positions))
             lag = sum(max(0, end - self._positions.get(partition, 0)) for partition, end in ends.items())
             now = self._clock.now()
             if lag == 0:

@@ -1,6 +1,9 @@
-"""Explains a body that msgspec refused: every bad member with its JSON pointer and a stable code, from the same types that decode.
+"""Explains a body that msgspec refused: every bad member with its JSON pointer and a stable code, from the same types
+that decode.
 
-msgspec stops at the first fault; a client wants them all. The value is decoded again without types and walked along the type. No detail repeats a value, and a pointer never repeats a name that we did not choose unless it is short and no card number.
+msgspec stops at the first fault; a client wants them all. The value is decoded again without types and walked along the
+type. No detail repeats a value, and a pointer never repeats a name that we did not choose unless it is short and no
+card number.
 """
 
 from __future__ import annotations

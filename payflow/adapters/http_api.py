@@ -1,8 +1,8 @@
 """HTTP front of the payments app: aiohttp's low-level server with a route table of its own.
 
-It reads requests within bounds of size and time, hands their parts to `payments_api`, and writes answers and problem documents. It decides
-nothing about a payment. Invariants: every response has a Request-Id and is an answer or a problem document; every wait has a deadline (one timer
-serves all requests in flight); after `unbind` a kept connection gets one more response and is closed.
+It reads requests within bounds of size and time, hands their parts to `payments_api`, and writes answers and problem
+documents. It decides nothing about a payment. Invariants: every response has a Request-Id and is an answer or a problem
+document; every wait has a deadline; after `unbind` a kept connection gets one more response and is closed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from aiohttp import hdrs, web
 
 from payflow.adapters import problems
+from payflow.adapters.http_connection import Connection, request_factory
 from payflow.adapters.http_failures import refusal_of
+from payflow.adapters.http_inflight import InFlight
 from payflow.adapters.http_pages import Breakers, Pages
 from payflow.adapters.http_read import admit, body_at_once, read_body
 from payflow.adapters.http_reply import Reply
@@ -31,16 +33,14 @@ from payflow.ports import Health, PaymentsService
 from payflow.wire import id_bytes
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# How long what a refused client still sends is read and thrown away, so that a reset does not overtake the answer.
-_LINGER_S: Final = 1.0
-_SERVER: Final = (hdrs.SERVER, "payflow")
-_NO_STORE: Final = (hdrs.CACHE_CONTROL, "no-store")
-_REQUEST_ID: Final = "Request-Id"
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Bounds of one request and one connection. `request_timeout_s` is the last resort behind the deadline that the service keeps itself."""
+    """Bounds of one request and one connection.
+
+    `request_timeout_s` is the last resort behind the deadline that the service keeps itself, so it should be longer.
+    """
 
     body_bytes: int = 65_536
     body_read_timeout_s: float = 5.0
@@ -65,9 +65,13 @@ def _ignore(*_: object, **__: object) -> None:
 
 
 class ApiServer:
-    """Implements ports.HttpFront. `observe(route, method, status, duration_s)` and `refused(code)` count; both see bounded sets of labels."""
+    """Implements ports.HttpFront.
 
-    def __init__(
+    `observe(route, method, status, duration_s)` is told of every response, `refused(code)` of every problem document;
+    both see bounded sets of words. `emit` hears of bugs alone: no request is logged here.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a front needs from the rest of the process, each by its name
         self,
         service: PaymentsService,
         *,
@@ -89,38 +93,26 @@ class ApiServer:
         self._host = host
         self._port = port
         self._limits = limits
-        self._longest_s = limits.body_read_timeout_s + limits.request_timeout_s
         self._metrics = metrics
         self._observe = observe
         self._new_request_id = new_request_id
         self._emit = emit
         self._refused = refused
-        pages = Pages(health=health, breakers=breakers, info=info, openapi=openapi_document)
-        self._reads = _reads(self._api, pages)
+        self._reads = _reads(self._api, Pages(health=health, breakers=breakers, info=info, openapi=openapi_document))
         self._draining = False
-        self._in_flight: dict[asyncio.Task[Any], float] = {}
-        self._expired: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._in_flight = InFlight(limits.body_read_timeout_s + limits.request_timeout_s)
         self._manager: web.Server | None = None
         self._listener: asyncio.Server | None = None
 
-    # -------------------------------------------------------------- life
+    # ---------------------------------------------------------------- life
     async def start(self) -> int:
         """Bind and serve; the port. Raises DependencyUnavailable."""
         assert self._listener is None
-        loop = asyncio.get_running_loop()
-        limits = self._limits
+        loop, limits = asyncio.get_running_loop(), self._limits
         self._draining = False
-        self._manager = web.Server(self._serve, request_factory=partial(_request, limits.body_bytes))
+        self._manager = web.Server(self._serve, request_factory=request_factory(limits.body_bytes))
         connection = partial(
-            _Connection,
-            self._manager,
-            loop=loop,
-            answer=self._unreadable,
-            keepalive_timeout=limits.keep_alive_s,
-            lingering_time=_LINGER_S,
+            Connection, self._manager, loop=loop, answer=self._unreadable, keepalive_timeout=limits.keep_alive_s
         )
         try:
             self._listener = await loop.create_server(connection, self._host, self._port, backlog=limits.backlog)
@@ -137,7 +129,7 @@ class ApiServer:
 
     async def requests_done(self) -> None:
         """Return when no request is being answered."""
-        await self._idle.wait()
+        await self._in_flight.wait_idle()
 
     async def stop(self) -> None:
         """Close everything. Requests that are still in flight have until their own deadline, and no longer."""
@@ -145,11 +137,10 @@ class ApiServer:
         if self._manager is not None:
             self._manager.pre_shutdown()
             await self._manager.shutdown(self._limits.request_timeout_s)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._manager = self._listener = None
+        self._in_flight.close()
+        self._manager = self._listener = None
 
-    # -------------------------------------------------------------- one request
+    # ---------------------------------------------------------------- one request
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request, whatever happens."""
         assert isinstance(request, web.Request)
@@ -157,32 +148,29 @@ class ApiServer:
         request_id = self._new_request_id()
         path, _, query = request.raw_path.partition("?")
         resource, argument = find(path)
-        route = None if resource is None else resource.routes.get(request.method)
-        task = self._enter()
+        method = request.method
+        route = None if resource is None else resource.routes.get(method)
+        task = self._in_flight.enter()
         try:
             if route is None:
-                raise _no_route(resource)
-            response = await self._respond(request, route, path, query, argument, request_id)
+                response: web.StreamResponse = self._problem(_no_route(resource), request_id)
+            else:
+                response = await self._respond(request, route, path, query, argument, request_id)
         except Refused as refused:
             response = self._problem(refused, request_id)
         except asyncio.CancelledError:
-            if task not in self._expired:
+            if not self._in_flight.is_expired(task):
                 raise
             task.uncancel()
-            response = self._problem(refusal_of(TimeoutError(), writes=_writes(route)), request_id)
-        except Exception as error:  # noqa: BLE001 - the last line of defence: a bug becomes a 500 and an event, never a broken connection
+            response = self._failure(TimeoutError(), route, request_id)
+        except Exception as error:  # noqa: BLE001 - a bug becomes a 500 and an event, never a broken connection
             response = self._failure(error, route, request_id)
         finally:
-            self._leave(task)
+            self._in_flight.leave(task)
         if self._draining:
             response.force_close()
-        method = request.method
-        self._observe(
-            UNMATCHED if resource is None else resource.template,
-            method if method in _METHODS else "OTHER",
-            response.status,
-            perf_counter() - started,
-        )
+        label = UNMATCHED if resource is None else resource.template
+        self._observe(label, method if method in _METHODS else "OTHER", response.status, perf_counter() - started)
         return response
 
     async def _respond(
@@ -199,16 +187,10 @@ class ApiServer:
                 body = await read_body(request, body_bytes=limits.body_bytes, timeout_s=limits.body_read_timeout_s)
             answer = await self._api.write(route.writing, path, payment_id, key=key, trace=trace, body=body)
         elif route.operation == "get_metrics":
-            return self._complete(await self._metrics(request), request_id)
+            return _complete(await self._metrics(request), request_id)
         else:
             answer = await self._reads[route.operation](argument, query)
         return Reply(answer.status, answer.body, answer.content_type, request_id, answer.headers)
-
-    def _complete(self, response: web.StreamResponse, request_id: str) -> web.StreamResponse:
-        """A response that was made elsewhere, with the headers that all have."""
-        if not response.prepared:
-            response.headers.update((_NO_STORE, _SERVER, (_REQUEST_ID, request_id)))
-        return response
 
     def _refuse_role(self, role: str) -> None:
         if role not in self._roles:
@@ -217,89 +199,32 @@ class ApiServer:
             raise Refused(problems.DRAINING, headers={hdrs.RETRY_AFTER: "1"}, close=True)
 
     def _problem(self, refused: Refused, request_id: str) -> Reply:
-        self._refused(refused.problem.code)
+        kind = refused.problem
+        self._refused(kind.code)
         body = problems.document(refused, request_id)
-        response = Reply(
-            refused.problem.status, body, problems.CONTENT_TYPE, request_id, tuple(refused.headers.items())
-        )
+        response = Reply(kind.status, body, problems.CONTENT_TYPE, request_id, refused.headers.items())
         if refused.close:
             response.force_close()
         return response
 
     def _failure(self, error: Exception, route: Route | None, request_id: str) -> Reply:
-        refused = refusal_of(error, writes=_writes(route))
+        refused = refusal_of(error, writes=route is not None and route.writing is not None)
         if refused.problem is problems.INTERNAL_ERROR:
-            self._emit(
-                "request.failed",
-                request_id=request_id,
-                route=UNMATCHED if route is None else route.template,
-                error=error,
-            )
+            template = UNMATCHED if route is None else route.template
+            self._emit("request.failed", request_id=request_id, route=template, error=error)
         return self._problem(refused, request_id)
 
-    def _unreadable(self, status: int, kind: ProblemType) -> Reply:
+    def _unreadable(self, kind: ProblemType) -> Reply:
         """The answer to what the HTTP parser refused."""
         self._observe(UNMATCHED, "OTHER", kind.status, 0.0)
         return self._problem(Refused(kind, close=True), self._new_request_id())
 
-    # -------------------------------------------------------------- requests in flight, oldest first, and their one timer
-    def _enter(self) -> asyncio.Task[Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        loop = task.get_loop()
-        if not self._in_flight:
-            self._idle.clear()
-        self._in_flight[task] = deadline = loop.time() + self._longest_s
-        if self._timer is None:
-            self._timer = loop.call_at(deadline, self._expire)
-        return task
 
-    def _leave(self, task: asyncio.Task[Any]) -> None:
-        del self._in_flight[task]
-        if self._expired:
-            self._expired.discard(task)
-        if not self._in_flight:
-            self._idle.set()
-
-    def _expire(self) -> None:
-        """Cancel what is over its deadline, and come back when the oldest that is left will be."""
-        self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for task, deadline in self._in_flight.items():
-            if deadline > now:
-                self._timer = loop.call_at(deadline, self._expire)
-                return
-            if task not in self._expired:
-                self._expired.add(task)
-                task.cancel()
-
-
-class _Connection(web.RequestHandler):
-    """aiohttp's connection, with our answer to what its parser refuses (aiohttp would write plain text and a traceback to the log)."""
-
-    __slots__ = ("_answer",)
-
-    def __init__(
-        self, manager: web.Server, *, answer: Callable[[int, ProblemType], Reply], **options: Any
-    ) -> None:
-        super().__init__(manager, access_log=None, auto_decompress=False, **options)
-        self._answer = answer
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("the response has begun, there is no room for a problem document")
-        return self._answer(status, problems.MALFORMED_HTTP if status == 400 else problems.INTERNAL_ERROR)
-
-
-def _request(body_bytes: int, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.Request:
-    return web.Request(message, payload, protocol, writer, task, task.get_loop(), client_max_size=body_bytes)
+def _complete(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    """A response that was made elsewhere, with the headers that all have."""
+    if not response.prepared:
+        response.headers.update({"Request-Id": request_id, hdrs.CACHE_CONTROL: "no-store", hdrs.SERVER: "payflow"})
+    return response
 
 
 def _reads(api: PaymentsApi, pages: Pages) -> Mapping[str, Read]:
@@ -341,13 +266,10 @@ def _no_route(resource: Resource | None) -> Refused:
     return Refused(problems.METHOD_NOT_ALLOWED, headers={hdrs.ALLOW: resource.allow})
 
 
-def _writes(route: Route | None) -> bool:
-    return route is not None and route.writing is not None
-
-
 def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    place = f"cannot listen on {host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        return f"cannot listen on {host}:{port}: another process has this port; stop it or choose another with --http-port"
+        return f"{place}: another process has this port; stop it or choose another with --http-port"
     if error.errno == errno.EACCES:
-        return f"cannot listen on {host}:{port}: this user may not take the port; choose one from 1024 up with --http-port"
-    return f"cannot listen on {host}:{port}: {error.strerror or error}"
+        return f"{place}: this user may not take the port; choose one from 1024 up with --http-port"
+    return f"{place}: {error.strerror or error}"

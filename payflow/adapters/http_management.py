@@ -6,7 +6,9 @@ order; the caller's name is the token's name.
 
 from __future__ import annotations
 
+import errno
 import hmac
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -99,9 +101,7 @@ class ManagementServer:
             await self._site.start()
         except OSError as error:
             await self.stop()
-            raise DependencyUnavailable(
-                f"management port {self._host}:{self._port} cannot be opened: {error.strerror}"
-            ) from error
+            raise DependencyUnavailable(_why_not_bound(self._host, self._port, error)) from error
         return int(self._runner.addresses[0][1])
 
     async def unbind(self) -> None:
@@ -230,6 +230,12 @@ class ManagementServer:
             return await answer
         except KeyError as error:
             raise _unknown_actor() from error
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"cannot listen on {host}:{port}: another process has this port; stop it or choose another with --management-port"
+    return f"cannot listen on {host}:{port} for management: {os.strerror(error.errno) if error.errno else error}"
 
 
 def _unknown_actor() -> Refusal:

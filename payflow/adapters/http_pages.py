@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from payflow.adapters import problems
+from payflow.adapters import problem_pages, problems
 from payflow.adapters.payments_api import JSON, Answer
 from payflow.adapters.problems import Refused
 from payflow.ports import Health
@@ -35,7 +35,8 @@ _PAGE: Final = b"""<!doctype html>
 <title>payflow API</title>
 <link rel="stylesheet" href="/docs/swagger-ui.css">
 <link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
-<div id="swagger-ui">The API description is at <a href="/openapi.json">/openapi.json</a>; this page needs JavaScript.</div>
+<div id="swagger-ui">The API description is at <a href="/openapi.json">/openapi.json</a>;
+this page needs JavaScript.</div>
 <script src="/docs/swagger-ui-bundle.js"></script>
 <script src="/docs/start.js"></script>
 </html>
@@ -46,12 +47,12 @@ _START: Final = b"""SwaggerUIBundle({
 });
 """
 # Everything comes from this server; swagger-ui sets style attributes and draws its icons from data: URLs.
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _PAGE_HEADERS: Final = (
-    (
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-        "connect-src 'self'; font-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
+    ("Content-Security-Policy", _POLICY),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
 )
@@ -94,13 +95,13 @@ class Pages:
         return Answer(200, self._encode(found))
 
     async def list_problems(self, _: str) -> Answer:
-        return Answer(200, problems.index())
+        return Answer(200, problem_pages.index())
 
     async def get_problem(self, code: str) -> Answer:
         kind = problems.BY_CODE.get(code)
         if kind is None:
             raise Refused(problems.NOT_FOUND)
-        return Answer(200, problems.text(kind).encode(), _NOSNIFF, _TEXT)
+        return Answer(200, problem_pages.text(kind).encode(), _NOSNIFF, _TEXT)
 
     async def get_openapi(self, _: str) -> Answer:
         return Answer(200, self._openapi(), content_type=JSON)

@@ -1,7 +1,7 @@
 """Query strings and cursors of the lists: everything unknown, repeated or out of range is refused by name.
 
-A cursor is base64url over the place of the last item and four bytes of checksum, so a cut or edited one is told apart from the end of the list.
-It is no secret and no capability; it holds a place, not the filters.
+A cursor is base64url over the place of the last item and four bytes of checksum, so a cut or edited one is told apart
+from the end of the list. It is no secret and no capability; it holds a place, not the filters.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def account_query(query: str) -> tuple[tuple[str, str] | None, int]:
 
 
 def next_link(path: str, query: str, cursor: str) -> str:
-    """RFC 8288: the same filters from the next place on. The query was read before, so it holds nothing but known parameters."""
+    """RFC 8288: the same filters from the next place on. The query was read before, so it holds nothing but known
+    parameters.
+    """
     values = dict(parse_qsl(query)) | {"cursor": cursor}
     return f'<{path}?{urlencode(values)}>; rel="next"'
 
@@ -175,5 +177,6 @@ def _microseconds(text: str) -> int:
 
 
 _PAYMENT_PARAMETERS: Final[Mapping[str, Callable[[str], FieldError | None]]] = {
-    "merchant_id": _merchant, "status": _status, "from": _time("from"), "to": _time("to"), "cursor": _any, "limit": _limit,
+    "merchant_id": _merchant, "status": _status, "from": _time("from"), "to": _time("to"), "cursor": _any,
+    "limit": _limit,
 }  # fmt: skip

@@ -73,12 +73,12 @@ def _resources() -> Mapping[str, Resource]:
 
 RESOURCES: Final = _resources()
 _FIXED: Final = {template: resource for template, resource in RESOURCES.items() if "{" not in template}
-# {prefix}/{argument}
+# Templates that end in their one argument, by what is before it.
 _LAST: Final = {
     template.rpartition("/")[0]: resource for template, resource in RESOURCES.items() if template.endswith("}")
 }
 _PAYMENT: Final = "/payments/"
-# /payments/{id}/{action}
+# Templates that end in an action on a payment, by the action.
 _ACTIONS: Final = {
     template.rpartition("/")[2]: resource
     for template, resource in RESOURCES.items()
@@ -87,7 +87,9 @@ _ACTIONS: Final = {
 
 
 def find(path: str) -> tuple[Resource | None, str]:
-    """The resource of a concrete path and the one argument in it. Percent-encoded spellings of our paths are not our paths."""
+    """The resource of a concrete path and the one argument in it. Percent-encoded spellings of our paths are not our
+    paths.
+    """
     resource = _FIXED.get(path)
     if resource is not None:
         return resource, ""

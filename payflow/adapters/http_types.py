@@ -1,7 +1,9 @@
-"""Bodies of the payments API, as msgspec types: they decode the requests, encode the answers, and are the schemas of /openapi.json.
+"""Bodies of the payments API, as msgspec types: they decode the requests, encode the answers, and are the schemas of
+/openapi.json.
 
-Shape only: what a payment may do is decided behind the port. A request type counts the strings of its own JSON text (`json_strings`), by which
-strict_json sees duplicate members, and names its free texts (`texts`) for the search for card numbers.
+Shape only: what a payment may do is decided behind the port. A request type counts the strings of its own JSON text
+(`json_strings`), by which strict_json sees duplicate members, and names its free texts (`texts`) for the search for
+card numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from payflow.core.payment import Authorize, Capture, Command, Payment, Refund, V
 from payflow.ports import PaymentEventView
 from payflow.wire import PaymentBody, id_text, payment_body, time_text
 
-
 # Python's $ would let a line end pass; openapi.py shows the portable spelling.
 _MERCHANT: Final = Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z", examples=["m-1001"])
 # Checked against the table of currencies, by which a pattern is saved; body_errors.py reads `extra`.
@@ -26,12 +27,19 @@ _CURRENCY: Final = Meta(
     examples=["EUR"],
     description="ISO 4217, upper case. A code that is unknown or withdrawn is refused.",
     extra_json_schema={"pattern": "^[A-Z]{3}$"},
-    extra={"accepts": is_currency, "code": "unknown_currency", "detail": "is not a currency in use (ISO 4217, upper case)"},
+    extra={
+        "accepts": is_currency,
+        "code": "unknown_currency",
+        "detail": "is not a currency in use (ISO 4217, upper case)",
+    },
 )
 Amount = Annotated[
-    int, Meta(ge=1, le=MAX_AMOUNT, examples=[12500], description="Minor units of the currency: 12500 EUR is 125.00 euro.")
+    int,
+    Meta(ge=1, le=MAX_AMOUNT, examples=[12500], description="Minor units of the currency: 12500 EUR is 125.00 euro."),
 ]
-OrderId = Annotated[str, Meta(min_length=1, max_length=64, examples=["order-77"], description="Unique for a merchant, for ever.")]
+OrderId = Annotated[
+    str, Meta(min_length=1, max_length=64, examples=["order-77"], description="Unique for a merchant, for ever.")
+]
 Description = Annotated[str, Meta(max_length=500, examples=["two tickets"])]
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=40)], Annotated[str, Meta(max_length=500)]],
@@ -47,9 +55,9 @@ class PaymentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     merchant_id: Annotated[str, _MERCHANT]
     amount: Amount
     currency: Annotated[str, _CURRENCY]
-    order_id: OrderId | None | UnsetType = UNSET
-    description: Description | None | UnsetType = UNSET
-    metadata: Metadata | None | UnsetType = UNSET
+    order_id: OrderId | UnsetType | None = UNSET
+    description: Description | UnsetType | None = UNSET
+    metadata: Metadata | UnsetType | None = UNSET
 
     def json_strings(self) -> int:
         count = 5  # merchant_id and currency with their values, and the name of amount
@@ -245,7 +253,9 @@ def ledger_of_payment(payment_id: str, entries: Sequence[Entry]) -> LedgerOfPaym
             LedgerEntry(
                 event_id=id_text(entry.event_id),
                 at=time_text(entry.at_us),
-                postings=[LedgerPosting(one.account, one.side.value, one.amount, one.currency) for one in entry.postings],
+                postings=[
+                    LedgerPosting(one.account, one.side.value, one.amount, one.currency) for one in entry.postings
+                ],
             )
             for entry in entries
         ],
@@ -260,4 +270,6 @@ def account_list(balances: Sequence[AccountBalance], next_cursor: str | None) ->
 
 
 def trial_balance(balances: Sequence[CurrencyBalance]) -> TrialBalance:
-    return TrialBalance([CurrencyTotal(one.currency, one.debit, one.credit, one.debit == one.credit) for one in balances])
+    return TrialBalance(
+        [CurrencyTotal(one.currency, one.debit, one.credit, one.debit == one.credit) for one in balances]
+    )

@@ -1,6 +1,8 @@
-"""/openapi.json: OpenAPI 3.1, made from the route table, the types that decode and encode, and the catalogue of problems.
+"""/openapi.json: OpenAPI 3.1, made from the route table, the types that decode and encode, and the catalogue of
+problems.
 
-Nothing is described twice: a member, a limit or a problem that changes in the code changes here. Only prose and examples live in this file.
+Nothing is described twice: a member, a limit or a problem that changes in the code changes here. Only prose and
+examples live in this file.
 """
 
 from __future__ import annotations
@@ -25,25 +27,30 @@ from payflow.wire import PaymentBody
 _SCHEMA: Final = "#/components/schemas/"
 _PROSE: Final = """Payments over HTTP, answered only after they are committed to disk.
 
-Money is an integer of minor units with an ISO 4217 code. Times are RFC 3339, UTC, with six digits. Ids are UUIDv7 in lower case.
-Every POST needs an `Idempotency-Key`: the same key with the same method, path and body bytes gives the stored answer byte for byte and
-`Idempotent-Replayed: true`; with another path or body it is refused. Keys are kept for 72 hours. Only a success uses a key up.
-Every refusal is `application/problem+json` (RFC 9457); its `type` is a page of this server. Beside those listed with each operation, any request
-can meet `malformed-http`, `not-found` and `method-not-allowed`. Every response has a `Request-Id`."""
+Money is an integer of minor units with an ISO 4217 code. Times are RFC 3339, UTC, with six digits. Ids are UUIDv7 in
+lower case. Every POST needs an `Idempotency-Key`: the same key with the same method, path and body bytes gives the
+stored answer byte for byte and `Idempotent-Replayed: true`; with another path or body it is refused. Keys are kept for
+72 hours. Only a success uses a key up. Every refusal is `application/problem+json` (RFC 9457); its `type` is a page of
+this server. Beside those listed with each operation, any request can meet `malformed-http`, `not-found` and
+`method-not-allowed`. Every response has a `Request-Id`."""
 
+_LICENSE: Final = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 _READ_FAILURES: Final = (kinds.INTERNAL_ERROR, kinds.UNAVAILABLE, kinds.DRAINING)
 _READ: Final = (kinds.INVALID_QUERY, kinds.ROLE_NOT_SERVED, *_READ_FAILURES)
 _WRITE: Final = (
     kinds.MALFORMED_JSON, kinds.DUPLICATE_MEMBER, kinds.INVALID_UNICODE, kinds.NESTING_TOO_DEEP, kinds.INVALID_QUERY,
-    kinds.KEY_MISSING, kinds.KEY_MALFORMED, kinds.KEY_REPEATED, kinds.ROLE_NOT_SERVED, kinds.BODY_INCOMPLETE, kinds.BODY_TIMEOUT,
-    kinds.BODY_TOO_LARGE, kinds.UNSUPPORTED_MEDIA_TYPE, kinds.UNSUPPORTED_CONTENT_ENCODING, kinds.EXPECTATION_FAILED, kinds.INVALID_BODY,
-    kinds.KEY_REUSED, kinds.INTERNAL_ERROR, kinds.OVERLOADED, kinds.OUTCOME_UNKNOWN, kinds.UNAVAILABLE, kinds.DRAINING,
+    kinds.KEY_MISSING, kinds.KEY_MALFORMED, kinds.KEY_REPEATED, kinds.ROLE_NOT_SERVED, kinds.BODY_INCOMPLETE,
+    kinds.BODY_TIMEOUT, kinds.BODY_TOO_LARGE, kinds.UNSUPPORTED_MEDIA_TYPE, kinds.UNSUPPORTED_CONTENT_ENCODING,
+    kinds.EXPECTATION_FAILED, kinds.INVALID_BODY, kinds.KEY_REUSED, kinds.INTERNAL_ERROR, kinds.OVERLOADED,
+    kinds.OUTCOME_UNKNOWN, kinds.UNAVAILABLE, kinds.DRAINING,
 )  # fmt: skip
 _STEP: Final = (*_WRITE, kinds.PAYMENT_NOT_FOUND, kinds.ILLEGAL_TRANSITION)
 
 
 class Doc(msgspec.Struct, frozen=True):
-    """What a route's row in the table does not say. `answer` is a type of http_types, or the media type of a body without a schema."""
+    """What a route's row in the table does not say. `answer` is a type of http_types, or the media type of a body
+    without a schema.
+    """
 
     tag: str
     summary: str
@@ -55,21 +62,35 @@ class Doc(msgspec.Struct, frozen=True):
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain"
 DOCS: Final[Mapping[str, Doc]] = {
-    "create_payment": Doc("payments", "Authorize a payment", PaymentBody, (*_WRITE, kinds.CARD_NUMBER, kinds.ORDER_EXISTS)),
+    "create_payment": Doc(
+        "payments", "Authorize a payment", PaymentBody, (*_WRITE, kinds.CARD_NUMBER, kinds.ORDER_EXISTS)
+    ),
     "list_payments": Doc(
-        "payments", "List payments, newest first", types.PaymentList, (*_READ, kinds.INVALID_CURSOR),
+        "payments",
+        "List payments, newest first",
+        types.PaymentList,
+        (*_READ, kinds.INVALID_CURSOR),
         ("merchant_id", "status", "from", "to", "cursor", "limit"),
     ),
-    "get_payment": Doc("payments", "A payment and its timeline", types.PaymentWithEvents, (*_READ, kinds.PAYMENT_NOT_FOUND)),
-    "capture_payment": Doc("payments", "Capture all that is left, or part of it", PaymentBody, (*_STEP, kinds.AMOUNT_EXCEEDS)),
+    "get_payment": Doc(
+        "payments", "A payment and its timeline", types.PaymentWithEvents, (*_READ, kinds.PAYMENT_NOT_FOUND)
+    ),
+    "capture_payment": Doc(
+        "payments", "Capture all that is left, or part of it", PaymentBody, (*_STEP, kinds.AMOUNT_EXCEEDS)
+    ),
     "refund_payment": Doc(
-        "payments", "Refund all that is left, or part of it", PaymentBody, (*_STEP, kinds.AMOUNT_EXCEEDS, kinds.CARD_NUMBER)
+        "payments",
+        "Refund all that is left, or part of it",
+        PaymentBody,
+        (*_STEP, kinds.AMOUNT_EXCEEDS, kinds.CARD_NUMBER),
     ),
     "void_payment": Doc("payments", "Release an authorization that was not captured", PaymentBody, _STEP),
     "get_ledger_of_payment": Doc(
         "ledger", "What was booked for a payment", types.LedgerOfPayment, (*_READ, kinds.PAYMENT_NOT_FOUND)
     ),
-    "list_accounts": Doc("ledger", "List accounts", types.AccountList, (*_READ, kinds.INVALID_CURSOR), ("cursor", "limit")),
+    "list_accounts": Doc(
+        "ledger", "List accounts", types.AccountList, (*_READ, kinds.INVALID_CURSOR), ("cursor", "limit")
+    ),
     "get_trial_balance": Doc("ledger", "Whether every currency balances", types.TrialBalance, _READ),
     "list_breakers": Doc("operation", "All circuit breakers by name", _JSON),
     "get_breaker": Doc("operation", "One circuit breaker", _JSON, (kinds.BREAKER_NOT_FOUND,)),
@@ -83,11 +104,16 @@ DOCS: Final[Mapping[str, Doc]] = {
     "get_problem": Doc("description", "One problem type, in words", _TEXT),
     "get_docs": Doc("description", "This document as a page", "text/html"),
     "get_docs_file": Doc("description", "Files of that page", "*/*"),
-}  # fmt: skip
+}
 _MAY_BE_503: Final = frozenset({"get_readiness", "get_health"})
 
 _PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "id": {"in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}, "example": examples.PAYMENT_ID},
+    "id": {
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "format": "uuid"},
+        "example": examples.PAYMENT_ID,
+    },
     "name": {"in": "path", "required": True, "schema": {"type": "string"}, "example": "kafka-publisher"},
     "code": {"in": "path", "required": True, "schema": {"type": "string"}, "example": "invalid-body"},
     "file": {"in": "path", "required": True, "schema": {"type": "string"}, "example": "swagger-ui.css"},
@@ -95,7 +121,11 @@ _PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "status": {"in": "query", "schema": {"type": "string", "enum": [status.value for status in Status]}},
     "from": {"in": "query", "description": "Created at or after.", "schema": {"type": "string", "format": "date-time"}},
     "to": {"in": "query", "description": "Created before.", "schema": {"type": "string", "format": "date-time"}},
-    "cursor": {"in": "query", "description": "`next_cursor` of the page before, as it came.", "schema": {"type": "string"}},
+    "cursor": {
+        "in": "query",
+        "description": "`next_cursor` of the page before, as it came.",
+        "schema": {"type": "string"},
+    },
     "limit": {
         "in": "query",
         "schema": {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
@@ -103,7 +133,7 @@ _PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "Idempotency-Key": {
         "in": "header",
         "required": True,
-        "description": "1 to 255 visible ASCII characters, bare or in double quotes. Draw a new one for each new thing.",
+        "description": "1 to 255 visible ASCII characters, bare or in quotes. Draw a new one for each new thing.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 257},
         "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
     },
@@ -112,7 +142,7 @@ _PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
         "description": "W3C Trace Context; travels with the event. Ignored when it is not valid.",
         "schema": {"type": "string"},
     },
-}  # fmt: skip
+}
 _HEADERS: Final[Mapping[str, str]] = {
     "Request-Id": "UUIDv7 of this response; quote it in a report.",
     "Location": "Path of the new payment.",
@@ -134,7 +164,7 @@ def openapi() -> dict[str, Any]:
         paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, DOCS[route.operation])
     return {
         "openapi": "3.1.0",
-        "info": {"title": "payflow", "version": __version__, "description": _PROSE, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "info": {"title": "payflow", "version": __version__, "description": _PROSE, "license": _LICENSE},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in ("payments", "ledger", "operation", "description")],
         "paths": paths,
@@ -142,9 +172,11 @@ def openapi() -> dict[str, Any]:
             "schemas": _schemas(),
             "parameters": {name: {"name": name, **rest} for name, rest in _PARAMETERS.items()},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
-            "examples": {kind.code: {"summary": kind.title, "value": examples.problem(kind)} for kind in kinds.CATALOGUE},
+            "examples": {
+                kind.code: {"summary": kind.title, "value": examples.problem(kind)} for kind in kinds.CATALOGUE
+            },
         },
-    }  # fmt: skip
+    }
 
 
 def _operation(route: Route, doc: Doc) -> dict[str, Any]:
@@ -224,7 +256,7 @@ _REFINED: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def _schemas() -> dict[str, Any]:
-    shapes = {route.writing.shape for route in ROUTES if route.writing}
+    shapes: set[type[msgspec.Struct]] = {route.writing.shape for route in ROUTES if route.writing}
     shapes |= {doc.answer for doc in DOCS.values() if not isinstance(doc.answer, str)}
     ordered = sorted((*shapes, kinds.Problem), key=lambda shape: shape.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_SCHEMA + "{name}")

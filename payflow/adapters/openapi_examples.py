@@ -31,7 +31,9 @@ _PAYMENT: Final = Payment(
     _AT_US, _AT_US + 2_000_000, 2,
 )  # fmt: skip
 _EVENTS: Final = (
-    PaymentEventView(_event_id(1), EventType.AUTHORIZED, 1, _AT_US, 12500, "published", 3, 41, _AT_US + 9_000, _AT_US + 21_000),
+    PaymentEventView(
+        _event_id(1), EventType.AUTHORIZED, 1, _AT_US, 12500, "published", 3, 41, _AT_US + 9_000, _AT_US + 21_000
+    ),
     PaymentEventView(_event_id(2), EventType.CAPTURED, 2, _AT_US + 2_000_000, 12500, "pending", None, None, None, None),
 )
 _ENTRY: Final = Entry(
@@ -56,7 +58,9 @@ _VALUES: Final[Mapping[type[msgspec.Struct], msgspec.Struct]] = {
 
 _ERRORS: Final[Mapping[str, tuple[FieldError, ...]]] = {
     kinds.INVALID_BODY.code: (
-        FieldError("not_an_integer", "must be an integer, not a number with a fraction or an exponent", pointer="/amount"),
+        FieldError(
+            "not_an_integer", "must be an integer, not a number with a fraction or an exponent", pointer="/amount"
+        ),
         FieldError("too_long", "may have 500 characters", pointer="/metadata/note"),
     ),
     kinds.CARD_NUMBER.code: (FieldError("card_number", "looks like a card number", pointer="/description"),),

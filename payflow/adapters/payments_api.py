@@ -1,7 +1,7 @@
 """The payments API without a web server: from the parts of a request to an answer, through the PaymentsService port.
 
-Nothing here knows aiohttp, so another HTTP front stays possible. It checks shape only; what a payment may do is decided behind the port.
-Every refusal is raised as `Refused`.
+Nothing here knows aiohttp, so another HTTP front stays possible. It checks shape only; what a payment may do is decided
+behind the port. Every refusal is raised as `Refused`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from payflow.adapters.http_types import CaptureRequest, PaymentRequest, RefundRe
 from payflow.adapters.problems import FieldError, ProblemType, Refused, Standing
 from payflow.core.idempotency import normalise_key
 from payflow.core.money import is_currency
-from payflow.core.outbox import Accepted, Refusal, RefusalCode, Submit
+from payflow.core.outbox import Submit
 from payflow.core.pan import holds_card, may_hold_card
-from payflow.core.payment import Payment
+from payflow.core.payment import Payment, Refusal, RefusalCode
 from payflow.ports import PaymentsService
 from payflow.wire import id_text
 
@@ -115,7 +115,7 @@ class PaymentsApi:
                 trace,
             )
         )
-        if type(outcome) is not Accepted:
+        if isinstance(outcome, Refusal):
             raise _refused(outcome)
         headers: tuple[tuple[str, str], ...] = (_REPLAYED,) if outcome.replayed else ()
         if writing is not CREATE:

@@ -1,4 +1,4 @@
-"""Catalogue of problem documents (RFC 9457): one table that the code, /openapi.json, /problems and docs/problems.md are made from.
+"""Catalogue of problem documents (RFC 9457): one table for the code, /openapi.json, /problems and docs/problems.md.
 
 A type and its code never change their meaning; details may. A detail never repeats what the client sent.
 """
@@ -20,7 +20,9 @@ MAX_FIELD_ERRORS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """One kind of refusal. `detail` is the sentence used where the code has nothing more exact to say; `advice` is for the reader of the docs."""
+    """One kind of refusal. `detail` is the sentence used where the code has nothing more exact to say; `advice` is for
+    the reader of the docs.
+    """
 
     code: str
     status: int
@@ -45,7 +47,9 @@ class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of every refusal. `payment`, `current_status`, `left` and `currency` are there where a payment stands in the way."""
+    """The body of every refusal. `payment`, `current_status`, `left` and `currency` are there where a payment stands in
+    the way.
+    """
 
     type: str
     code: str
@@ -119,129 +123,238 @@ def document(refused: Refused, request_id: str) -> bytes:
 
 # ------------------------------------------------------------------ 400: the request cannot be read
 MALFORMED_HTTP: Final = ProblemType(
-    "malformed-http", 400, "The request is not valid HTTP", "The request line or a header could not be read.",
+    "malformed-http",
+    400,
+    "The request is not valid HTTP",
+    "The request line or a header could not be read.",
     "A proxy or a hand-written client sends broken HTTP. The connection is closed.",
 )
 MALFORMED_JSON: Final = ProblemType(
-    "malformed-json", 400, "The body is not JSON", "The body is not one well-formed JSON document.",
+    "malformed-json",
+    400,
+    "The body is not JSON",
+    "The body is not one well-formed JSON document.",
     "Send one JSON object, UTF-8 without a byte order mark. NaN, Infinity, comments and trailing commas are not JSON.",
 )
 DUPLICATE_MEMBER: Final = ProblemType(
-    "duplicate-member", 400, "A member name occurs twice", "An object of the body names the same member twice.",
-    "Parsers disagree on which of two equal names counts, so neither is taken. Names are compared after their escapes are resolved.",
+    "duplicate-member",
+    400,
+    "A member name occurs twice",
+    "An object of the body names the same member twice.",
+    "Parsers disagree on which of two equal names counts, so neither is taken. Escapes are resolved before comparing.",
 )
 INVALID_UNICODE: Final = ProblemType(
-    "invalid-unicode", 400, "The text is not valid Unicode", "The body is not UTF-8, or has a surrogate without its other half, or U+0000.",
-    "Send UTF-8. Escapes of characters beyond U+FFFF are written as a pair of surrogates. U+0000 is refused everywhere.",
+    "invalid-unicode",
+    400,
+    "The text is not valid Unicode",
+    "The body is not UTF-8, or has a surrogate without its other half, or U+0000.",
+    "Send UTF-8. An escape beyond U+FFFF is a pair of surrogates. U+0000 is refused everywhere.",
 )
 NESTING_TOO_DEEP: Final = ProblemType(
-    "nesting-too-deep", 400, "The body is nested too deep", "No body of this API is nested deeper than two levels.",
+    "nesting-too-deep",
+    400,
+    "The body is nested too deep",
+    "No body of this API is nested deeper than two levels.",
     "An object that holds `metadata` is as deep as it gets.",
 )
 INVALID_QUERY: Final = ProblemType(
-    "invalid-query", 400, "The query string is not valid", "A query parameter is unknown, repeated or has a value that is not allowed.",
+    "invalid-query",
+    400,
+    "The query string is not valid",
+    "A query parameter is unknown, repeated or has a value that is not allowed.",
     "`errors` names each parameter. Routes that write take no query at all.",
 )
 INVALID_CURSOR: Final = ProblemType(
-    "invalid-cursor", 400, "The cursor is not one of ours", "The cursor was changed or cut on its way.",
-    "Pass `next_cursor` (or follow `Link: rel=\"next\"`) exactly as it came; it has no parts to edit.",
+    "invalid-cursor",
+    400,
+    "The cursor is not one of ours",
+    "The cursor was changed or cut on its way.",
+    'Pass `next_cursor` (or follow `Link: rel="next"`) exactly as it came; it has no parts to edit.',
 )
 KEY_MISSING: Final = ProblemType(
-    "idempotency-key-missing", 400, "Idempotency-Key is missing", "Every POST that writes needs an Idempotency-Key header.",
-    "Draw one random key (a UUID) for each thing you want done, keep it, and send it again with every retry of that thing.",
+    "idempotency-key-missing",
+    400,
+    "Idempotency-Key is missing",
+    "Every POST that writes needs an Idempotency-Key header.",
+    "Draw one random key (a UUID) for each thing you want done, keep it, and send it with every retry.",
 )
 KEY_MALFORMED: Final = ProblemType(
-    "idempotency-key-malformed", 400, "Idempotency-Key is malformed", "The key is 1 to 255 visible ASCII characters, bare or in double quotes.",
+    "idempotency-key-malformed",
+    400,
+    "Idempotency-Key is malformed",
+    "The key is 1 to 255 visible ASCII characters, bare or in double quotes.",
     "Both forms name the same key.",
 )
 KEY_REPEATED: Final = ProblemType(
-    "idempotency-key-repeated", 400, "Idempotency-Key is repeated", "The request has more than one Idempotency-Key header.",
+    "idempotency-key-repeated",
+    400,
+    "Idempotency-Key is repeated",
+    "The request has more than one Idempotency-Key header.",
     "One request does one thing and has one key.",
 )
 # ------------------------------------------------------------------ 404, 405: nothing here
 NOT_FOUND: Final = ProblemType(
-    "not-found", 404, "No such resource", "Nothing is served at this path.", "/openapi.json lists every route.",
+    "not-found",
+    404,
+    "No such resource",
+    "Nothing is served at this path.",
+    "/openapi.json lists every route.",
 )
 PAYMENT_NOT_FOUND: Final = ProblemType(
-    "payment-not-found", 404, "No such payment", "There is no payment with this id.",
+    "payment-not-found",
+    404,
+    "No such payment",
+    "There is no payment with this id.",
     "Also the answer to an id that is not a UUIDv7 in lower-case text.",
 )
 BREAKER_NOT_FOUND: Final = ProblemType(
-    "breaker-not-found", 404, "No such circuit breaker", "There is no circuit breaker with this name.", "/circuit-breaker/status lists them.",
+    "breaker-not-found",
+    404,
+    "No such circuit breaker",
+    "There is no circuit breaker with this name.",
+    "/circuit-breaker/status lists them.",
 )
 ROLE_NOT_SERVED: Final = ProblemType(
-    "role-not-served", 404, "Another process serves this route", "This process does not run the role that serves this route.",
+    "role-not-served",
+    404,
+    "Another process serves this route",
+    "This process does not run the role that serves this route.",
     "Payments belong to `ingest`, the ledger to `consumer`. Ask the registry for the other service.",
 )
 METHOD_NOT_ALLOWED: Final = ProblemType(
-    "method-not-allowed", 405, "Method not allowed", "This path does not answer this method.", "The Allow header lists what it answers.",
+    "method-not-allowed",
+    405,
+    "Method not allowed",
+    "This path does not answer this method.",
+    "The Allow header lists what it answers.",
 )
 # ------------------------------------------------------------------ 408, 413, 415, 417: the body cannot be taken
 BODY_TIMEOUT: Final = ProblemType(
-    "body-timeout", 408, "The body came too slowly", "The body was not complete within its time. Nothing was written.",
-    "Send the whole body at once. The connection is closed.", retryable=True,
+    "body-timeout",
+    408,
+    "The body came too slowly",
+    "The body was not complete within its time. Nothing was written.",
+    "Send the whole body at once. The connection is closed.",
+    retryable=True,
 )
 BODY_INCOMPLETE: Final = ProblemType(
-    "body-incomplete", 400, "The body ended early or its framing is broken", "The body could not be read to its end. Nothing was written.",
+    "body-incomplete",
+    400,
+    "The body ended early or its framing is broken",
+    "The body could not be read to its end. Nothing was written.",
     "Content-Length or the chunks do not agree with what was sent. The connection is closed.",
 )
 BODY_TOO_LARGE: Final = ProblemType(
-    "body-too-large", 413, "The body is too large", "The body has more bytes than this server takes (64 KiB by default).", "The connection is closed.",
+    "body-too-large",
+    413,
+    "The body is too large",
+    "The body has more bytes than this server takes (64 KiB by default).",
+    "The connection is closed.",
 )
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemType(
-    "unsupported-media-type", 415, "Content-Type is not JSON", "Send Content-Type: application/json, UTF-8.", "An empty body needs no Content-Type.",
+    "unsupported-media-type",
+    415,
+    "Content-Type is not JSON",
+    "Send Content-Type: application/json, UTF-8.",
+    "An empty body needs no Content-Type.",
 )
 UNSUPPORTED_CONTENT_ENCODING: Final = ProblemType(
-    "unsupported-content-encoding", 415, "Compressed bodies are not taken", "Send the body without a Content-Encoding.",
+    "unsupported-content-encoding",
+    415,
+    "Compressed bodies are not taken",
+    "Send the body without a Content-Encoding.",
     "The fingerprint of a key is made from the bytes you send, and bodies are small.",
 )
 EXPECTATION_FAILED: Final = ProblemType(
-    "expectation-failed", 417, "The expectation is not known", "The only Expect that is understood is 100-continue.", "Leave the header out.",
+    "expectation-failed",
+    417,
+    "The expectation is not known",
+    "The only Expect that is understood is 100-continue.",
+    "Leave the header out.",
 )
 # ------------------------------------------------------------------ 409, 422: understood, and refused
 ILLEGAL_TRANSITION: Final = ProblemType(
-    "illegal-transition", 409, "The payment's state does not allow this", "The payment is in a state that does not allow this.",
-    "`current_status` is the state. The first refund ends capturing; only an authorization that was not captured can be voided.",
+    "illegal-transition",
+    409,
+    "The payment's state does not allow this",
+    "The payment is in a state that does not allow this.",
+    "`current_status` is the state. The first refund ends capturing; only what was not captured can be voided.",
 )
 ORDER_EXISTS: Final = ProblemType(
-    "order-exists", 409, "The order was paid before", "The merchant already has a payment with this order_id.",
+    "order-exists",
+    409,
+    "The order was paid before",
+    "The merchant already has a payment with this order_id.",
     "`payment` links to it. An order_id is unique for a merchant, for ever, so an expired key cannot charge twice.",
 )
 INVALID_BODY: Final = ProblemType(
-    "invalid-body", 422, "The body breaks the schema", "One or more members of the body are not valid.", "`errors` points to each bad member.",
+    "invalid-body",
+    422,
+    "The body breaks the schema",
+    "One or more members of the body are not valid.",
+    "`errors` points to each bad member.",
 )
 CARD_NUMBER: Final = ProblemType(
-    "card-number", 422, "The text looks like a card number", "A free text holds what looks like a card number. It was not kept.",
-    "Never send card numbers here. A long digit string that passes the Luhn check by chance is refused too: break it with a letter.",
+    "card-number",
+    422,
+    "The text looks like a card number",
+    "A free text holds what looks like a card number. It was not kept.",
+    "Never send card numbers. A digit string that passes the Luhn check by chance is refused too: add a letter to it.",
 )
 AMOUNT_EXCEEDS: Final = ProblemType(
-    "amount-exceeds", 422, "The amount is more than is left", "The amount is more than what is left.",
+    "amount-exceeds",
+    422,
+    "The amount is more than is left",
+    "The amount is more than what is left.",
     "`left` is what can still be captured or refunded, in minor units of `currency`.",
 )
 KEY_REUSED: Final = ProblemType(
-    "idempotency-key-reused", 422, "The key was used for another request", "This Idempotency-Key belongs to a request with another path or body.",
+    "idempotency-key-reused",
+    422,
+    "The key was used for another request",
+    "This Idempotency-Key belongs to a request with another path or body.",
     "A key stands for one request: same method, path and body bytes. Draw a new key for a new request.",
 )
 # ------------------------------------------------------------------ 5xx: not the client's fault
 INTERNAL_ERROR: Final = ProblemType(
-    "internal-error", 500, "Something broke on our side", "The request could not be answered. Retry with the same key.",
-    "Report `request_id`. A retry with the same Idempotency-Key is safe.", retryable=True,
+    "internal-error",
+    500,
+    "Something broke on our side",
+    "The request could not be answered. Retry with the same key.",
+    "Report `request_id`. A retry with the same Idempotency-Key is safe.",
+    retryable=True,
 )
 OVERLOADED: Final = ProblemType(
-    "overloaded", 503, "Too busy to take the request", "Nothing was queued and nothing was written. Retry later with the same key.",
-    "Wait for Retry-After seconds.", retryable=True,
+    "overloaded",
+    503,
+    "Too busy to take the request",
+    "Nothing was queued and nothing was written. Retry later with the same key.",
+    "Wait for Retry-After seconds.",
+    retryable=True,
 )
 OUTCOME_UNKNOWN: Final = ProblemType(
-    "outcome-unknown", 503, "The outcome is not known yet", "The write may still take effect. Retry with the same key to learn what happened.",
-    "Never retry this with a new key.", retryable=True,
+    "outcome-unknown",
+    503,
+    "The outcome is not known yet",
+    "The write may still take effect. Retry with the same key to learn what happened.",
+    "Never retry this with a new key.",
+    retryable=True,
 )
 UNAVAILABLE: Final = ProblemType(
-    "unavailable", 503, "The store does not answer", "Nothing was written. Retry later with the same key.",
-    "The disk is full, the database is locked, or a read took too long. Wait for Retry-After seconds.", retryable=True,
+    "unavailable",
+    503,
+    "The store does not answer",
+    "Nothing was written. Retry later with the same key.",
+    "The disk is full, the database is locked, or a read took too long. Wait for Retry-After seconds.",
+    retryable=True,
 )
 DRAINING: Final = ProblemType(
-    "draining", 503, "The process is stopping", "Nothing was queued and nothing was written. Retry on a new connection.",
-    "The connection is closed. Another instance, or this one after its restart, will answer.", retryable=True,
+    "draining",
+    503,
+    "The process is stopping",
+    "Nothing was queued and nothing was written. Retry on a new connection.",
+    "The connection is closed. Another instance, or this one after its restart, will answer.",
+    retryable=True,
 )
 
 CATALOGUE: Final[tuple[ProblemType, ...]] = tuple(
@@ -251,38 +364,3 @@ CATALOGUE: Final[tuple[ProblemType, ...]] = tuple(
     )
 )
 BY_CODE: Final[Mapping[str, ProblemType]] = {kind.code: kind for kind in CATALOGUE}
-
-
-def text(kind: ProblemType) -> str:
-    """What /problems/{code} says to a person."""
-    retry = "yes" if kind.retryable else "no"
-    return f"{kind.title}\n\nstatus: {kind.status}\ncode: {kind.code}\nretryable: {retry}\n\n{kind.detail}\n\n{kind.advice}\n"
-
-
-def markdown() -> str:
-    """The whole of docs/problems.md."""
-    head = (
-        "# Problem types\n\n"
-        "<!-- generated: payflow.adapters.problems.markdown(); tests/unit/test_openapi.py compares -->\n\n"
-        f"Every refusal is `{CONTENT_TYPE}` (RFC 9457) with `type`, `code`, `title`, `status`, `detail`, `retryable` and `request_id`.\n"
-        "`errors` has a `code`, a `detail` and a `pointer` (RFC 6901) to each bad member, or the name of a `parameter` or `header`.\n"
-        "`type` is a path on the same server that explains the problem. Program against `code`: it never changes its meaning.\n\n"
-        "| status | code | retryable | what it means | what to do |\n|---|---|---|---|---|\n"
-    )
-    rows = "".join(
-        f"| {kind.status} | `{kind.code}` | {'yes' if kind.retryable else 'no'} | {kind.title}. {kind.detail} | {kind.advice} |\n"
-        for kind in CATALOGUE
-    )
-    return head + rows
-
-
-def index() -> bytes:
-    """The catalogue as JSON."""
-    return _encode(
-        {
-            "problems": [
-                {"type": one.type, "code": one.code, "status": one.status, "title": one.title, "retryable": one.retryable}
-                for one in CATALOGUE
-            ]
-        }
-    )

@@ -100,7 +100,7 @@ class SqliteOutboxStore:
             if state == RowState.PUBLISHED and published_at_us < purge.published_before_us
         ]
         connection.executemany(sql.DELETE_PAYLOAD, old)
-        self._purged_to = looked_at[-1][0] if len(looked_at) == purge.limit else 0
+        self._purged_to = max(seq for seq, *_ in looked_at) if len(looked_at) == purge.limit else 0
         return len(answers) + len(old)
 
 

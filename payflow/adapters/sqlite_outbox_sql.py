@@ -67,8 +67,9 @@ MIGRATIONS: Final = (
         booked_at_us INTEGER,
         UNIQUE (payment, version)
     ) STRICT;
-    CREATE INDEX event_pending ON payment_event (seq) WHERE state = 0;
-    CREATE INDEX event_unbooked ON payment_event (broker, partition, payload_bytes)
+    -- The columns of the WHERE are in the keys, at no byte each: else SQLite looks them up in the table, row by row.
+    CREATE INDEX event_pending ON payment_event (state, seq) WHERE state = 0;
+    CREATE INDEX event_unbooked ON payment_event (broker, partition, payload_bytes, state, booked_at_us)
         WHERE state = 1 AND booked_at_us IS NULL;
 
     CREATE TABLE outbox (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL, traceparent TEXT) STRICT;
@@ -189,7 +190,7 @@ DELETE_ANSWER: Final = "DELETE FROM answer WHERE seq = ?"
 DELETE_KEY: Final = "DELETE FROM idempotency WHERE scope = ? AND seq = ?"
 PAYLOADS: Final = (
     "SELECT seq, state, published_at_us FROM (SELECT seq FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?) "
-    "CROSS JOIN payment_event USING (seq) ORDER BY seq"
+    "CROSS JOIN payment_event USING (seq)"
 )
 DELETE_PAYLOAD: Final = "DELETE FROM outbox WHERE seq = ?"
 
@@ -229,7 +230,7 @@ STATE_WORDS: Final = {int(state): state.name.lower() for state in RowState}
 
 # Lists of parameters come in these lengths, filled up with their last member: few statements, all of them kept
 # prepared.
-_LIST_LENGTHS: Final = (1, 8, 64, 512)
+_LIST_LENGTHS: Final = (1, 4, 16, 64, 256)
 
 _decode_metadata: Final = msgspec.json.Decoder(dict[str, str]).decode
 _encode_metadata: Final = msgspec.json.Encoder().encode

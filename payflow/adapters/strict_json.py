@@ -1,8 +1,10 @@
-"""JSON decoding that refuses what msgspec lets through or names badly: equal member names, lone surrogates, U+0000, deep nesting.
+"""JSON decoding that refuses what msgspec lets through or names badly: equal member names, lone surrogates, U+0000,
+deep nesting.
 
-msgspec refuses NaN, trailing text, control characters, floats and exponents where an integer is wanted. It keeps the last of two equal members
-without a word and calls a lone surrogate truncated input. Cost beside msgspec's own (0.7 us for a payment of 160 bytes): 0.3 us for a body
-without a backslash, see tests/bench/bench_http.py. A body that is refused costs at most one look at its first `TOKENS_MAX` tokens more.
+msgspec refuses NaN, trailing text, control characters, floats and exponents where an integer is wanted. It keeps the
+last of two equal members without a word and calls a lone surrogate truncated input. Cost beside msgspec's own (0.7 us
+for a payment of 160 bytes): 0.3 us for a body without a backslash, see tests/bench/bench_http.py. A body that is
+refused costs at most one look at its first `TOKENS_MAX` tokens more.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ import msgspec
 from payflow.adapters import problems
 from payflow.adapters.problems import ProblemType, Refused
 
-# A valid body has at most 6 members and 20 metadata entries: 54 strings and 4 braces. Whoever sends more tokens is refused by the schema anyway.
+# A valid body has at most 6 members and 20 metadata entries: 54 strings and 4 braces. Whoever sends more tokens is
+# refused by the schema anyway.
 TOKENS_MAX: Final = 256
 DEPTH_MAX: Final = 2
 
-# A string (with the colon that makes it a member name), or a brace. Possessive, hence linear, and no stack: 64 KiB in one string is one step.
+# A string (with the colon that makes it a member name), or a brace. Possessive, hence linear, and no stack: 64 KiB in
+# one string is one step.
 _TOKEN: Final = re.compile(rb'("(?:[^"\\]++|\\.)*+")(\s*+:)?|([{\[])|[}\]]', re.DOTALL)
 
 
 class Shape(Protocol):
-    """A decoded body that knows how many strings its JSON text has, member names included, when no member occurs twice."""
+    """A decoded body that knows how many strings, names included, its JSON text has if no member occurs twice."""
 
     def json_strings(self) -> int: ...
 
@@ -42,7 +46,8 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(fault(body) or _kind_of(error)) from None
-    # Without a backslash every quote begins or ends a string. A member that was dropped as a duplicate leaves two quotes too many.
+    # Without a backslash every quote begins or ends a string. A member that was dropped as a duplicate leaves two
+    # quotes too many.
     if b"\\" not in body:
         if body.count(b'"') != 2 * value.json_strings():
             raise Refused(problems.DUPLICATE_MEMBER)
@@ -52,7 +57,9 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def fault(body: bytes) -> ProblemType | None:
-    """What is wrong with the first tokens of a body, where the decoder's own word is not good enough. Never raises, time is bounded."""
+    """What is wrong with the first tokens of a body, where the decoder's own word is not good enough. Never raises,
+    time is bounded.
+    """
     names: list[set[str]] = []
     for number, token in enumerate(_TOKEN.finditer(body)):
         if number == TOKENS_MAX:

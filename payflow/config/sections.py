@@ -175,11 +175,11 @@ class KafkaSettings:
     publish_pace_s: Annotated[
         float,
         DurationOrOff("Under load the publisher starts a cycle at most this often; idle, it acts at once."),
-    ] = 0.025
+    ] = 0.05
     fetch_pace_s: Annotated[
         float,
         DurationOrOff("Under load the consumer starts a cycle at most this often; idle, it acts at once."),
-    ] = 0.025
+    ] = 0.05
     window_rows: Annotated[
         int, Integer("Most outbox rows the publisher has in memory.", least=1, most=_COUNT)
     ] = 4000
@@ -253,13 +253,6 @@ class LedgerSettings:
 
     audit_interval_s: Annotated[
         float, Duration("How often the sum over all postings is checked to be zero.")
-    ] = 60.0
-    held_events: Annotated[
-        int,
-        Integer("Most events that wait for a predecessor; at the limit reading pauses.", least=1, most=_COUNT),
-    ] = 10_000
-    held_age_alarm_s: Annotated[
-        float, Duration("Age of the oldest waiting event from which it is reported.")
     ] = 60.0
 
 

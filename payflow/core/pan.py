@@ -1,8 +1,10 @@
-"""Finds what looks like a payment card number (PAN) in text: 13 to 19 digits that pass the Luhn check, bare or in groups.
+"""Finds what looks like a payment card number (PAN) in text: 13 to 19 digits that pass the Luhn check, bare or in
+groups.
 
-It guards against accidents, not against a sender who hides a number on purpose. Two strengths, because one number in ten passes Luhn by chance:
-free text is refused for any such number; an identifier (order numbers are digits too) only when prefix and length are those of a card scheme.
-Digits that touch letters (hex ids, ULIDs) count only with a scheme's prefix, and UUIDs never count.
+It guards against accidents, not against a sender who hides a number on purpose. Two strengths, because one number in
+ten passes Luhn by chance: free text is refused for any such number; an identifier (order numbers are digits too) only
+when prefix and length are those of a card scheme. Digits that touch letters (hex ids, ULIDs) count only with a scheme's
+prefix, and UUIDs never count.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def passes_luhn(digits: bytes) -> bool:
 def may_hold_card(raw: bytes) -> bool:
     """A quick look at a whole request body: False means that no text in it can hold a card number.
 
-    Only a body of plain ASCII without escapes can be cleared; any other needs the look at each text. One digit string in ten is not cleared.
+    Only a body of plain ASCII without escapes can be cleared; any other needs the look at each text. One digit string
+    in ten is not cleared.
     """
     if b"\\" in raw or not raw.isascii():
         return True
@@ -70,7 +73,9 @@ def _run_is_card(text: str, run: re.Match[str], *, identifier: bool) -> bool:
 
 
 def _passing_stretch(run: bytes, *, scheme_only: bool = False) -> bool:
-    """Whether a stretch of whole groups is a card: `42 4111 1111 1111 1111` holds one, and 20 digits in one piece do not."""
+    """Whether a stretch of whole groups is a card: `42 4111 1111 1111 1111` holds one, and 20 digits in one piece do
+    not.
+    """
     groups = _GROUP.findall(run)
     for first in range(len(groups)):
         digits = b""

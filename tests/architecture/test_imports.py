@@ -16,7 +16,7 @@ PACKAGE = ROOT / "payflow"
 MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 
 RUNTIME = {
-    "mailbox", "mailbox_stats", "actor", "spec", "instance", "slot", "stacks", "inspection", "supervisor",
+    "envelope", "parking", "supervision", "mailbox", "mailbox_stats", "actor", "spec", "instance", "slot", "stacks", "inspection", "supervisor",
     "watchdog", "phases", "shutdown", "guard",
 }  # fmt: skip
 CONTRACTS = {"errors", "messages", "ports", "wire", "config"}

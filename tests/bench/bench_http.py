@@ -1,7 +1,9 @@
-"""What the HTTP front costs: requests a second against a bare aiohttp echo, both on one core, wrk on another, interleaved rounds.
+"""What the HTTP front costs: requests a second against a bare aiohttp echo, both on one core, wrk on another,
+interleaved rounds.
 
-Run: .venv/bin/python tests/bench/bench_http.py [--rounds 5] [--seconds 5] [--connections 64] [--asyncio]
-The service behind the front answers at once with a stored answer, so that only the front is measured. `--parts` times the pieces instead.
+Run: .venv/bin/python tests/bench/bench_http.py [--rounds 5] [--seconds 5] [--connections 64] [--asyncio] The service
+behind the front answers at once with a stored answer, so that only the front is measured. `--parts` times the pieces
+instead.
 """
 
 from __future__ import annotations
@@ -129,7 +131,8 @@ def load(port: int, pid: int, *, seconds: int, connections: int) -> Sample:
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     slow = re.search(r"99%\s+(\S+)", output)
-    assert rate is not None and slow is not None, output
+    assert rate is not None, output
+    assert slow is not None, output
     assert "Non-2xx" not in output, output
     total = re.search(r"(\d+) requests in", output)
     assert total is not None, output
@@ -155,11 +158,15 @@ def compare(*, rounds: int, seconds: int, connections: int, uvloop: bool) -> Non
         for number in range(rounds):
             for name, port in ports.items():
                 samples[name].append(load(port, servers[name].pid, seconds=seconds, connections=connections))
-            last = [f"{name} {one[-1].rate:6.0f}/s {one[-1].cpu_us:5.1f} us p99 {one[-1].slow:>7}" for name, one in samples.items()]
+            last = [
+                f"{name} {one[-1].rate:6.0f}/s {one[-1].cpu_us:5.1f} us p99 {one[-1].slow:>7}"
+                for name, one in samples.items()
+            ]
             print(f"round {number + 1}: {'  '.join(last)}")
         pairs = list(zip(samples["echo"], samples["front"], strict=True))
         print(f"rate, front to echo:        {statistics.median(front.rate / echo.rate for echo, front in pairs):.2f}")
-        print(f"CPU a request, echo to front: {statistics.median(echo.cpu_us / front.cpu_us for echo, front in pairs):.2f}")
+        cpu = statistics.median(echo.cpu_us / front.cpu_us for echo, front in pairs)
+        print(f"CPU a request, echo to front: {cpu:.2f}")
     finally:
         for process in servers.values():
             process.kill()

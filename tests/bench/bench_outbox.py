@@ -137,15 +137,15 @@ def shares() -> None:
     ids = UuidIds()
     command = batch[0].command
     assert isinstance(command, Authorize)
-    decision = decide(None, command, AT_US, payment_id=ids.new())
     group = Group(batch, at_us=AT_US, new_id=ids.new, codec=wire)
-    (row,) = Group(batch[:1], at_us=AT_US, new_id=ids.new, codec=wire).fold(NOTHING).rows
+    group.scopes({})
+    row = group.fold(NOTHING).rows[0]
     steps: dict[str, tuple[Callable[[], object], int]] = {
         "draw ids, make the group": (lambda: Group(batch, at_us=AT_US, new_id=ids.new, codec=wire), len(batch)),
         "what to load": (lambda: (group.payment_ids(), group.orders(), group.scopes({})), len(batch)),
         "fold, with decide and encode": (lambda: group.fold(NOTHING), len(batch)),
         "  decide": (lambda: decide(None, command, AT_US, payment_id=row.event.id), 1),
-        "  encode the answer": (lambda: wire.encode_answer(decision.payment), 1),  # type: ignore[union-attr]
+        "  encode the answer": (lambda: wire.encode_answer(row.event.payment), 1),
         "  encode the event": (lambda: wire.encode_event(row.event), 1),
     }
     for name, (step, payments) in steps.items():

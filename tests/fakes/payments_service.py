@@ -1,6 +1,7 @@
 """A PaymentsService in memory: the real fold over dictionaries, so that its answers are those of the product.
 
-`fail_with` is raised by the next calls; `gate`, when set, holds every submit until it is opened. `submitted` keeps what came in.
+`fail_with` is raised by the next calls; `gate`, when set, holds every submit until it is opened. `submitted` keeps what
+came in.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class PaymentsServiceFake:
         self.submitted.append(request)
         self._now_us += 1_000
         group = Group([request], at_us=self._now_us, new_id=self._new_id, codec=wire)
+        group.scopes(self._payments)
         changes = group.fold(Loaded(self._payments, self._orders, self._keys))
         for payment in (*changes.created, *changes.updated):
             self._payments[payment.id] = payment
@@ -62,7 +64,9 @@ class PaymentsServiceFake:
         for row in changes.rows:
             payment = row.event.payment
             self._keys[row.scope] = StoredKey(row.fingerprint, payment.id, payment.version, row.answer)
-            self._events.setdefault(payment.id, []).append(_view(row.event.id, row.event.type, payment, row.event.amount))
+            self._events.setdefault(payment.id, []).append(
+                _view(row.event.id, row.event.type, payment, row.event.amount)
+            )
         outcome = changes.outcomes[0]
         assert isinstance(outcome, Accepted | Refusal)
         return outcome

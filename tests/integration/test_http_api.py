@@ -1,4 +1,6 @@
-"""The payments API from outside: what each route answers when the request is a good one, and what the service's refusals become."""
+"""The payments API from outside: what each route answers when the request is a good one, and what the service's
+refusals become.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,15 @@ async def test_a_payment_is_created_with_its_place(client: Client) -> None:
     assert reply.header("Content-Type") == "application/json"
     assert reply.header("Cache-Control") == "no-store"
     assert reply.header("Idempotent-Replayed") is None
-    assert (payment["status"], payment["amount"], payment["currency"], payment["version"]) == ("AUTHORIZED", 12500, "EUR", 1)
+    assert (payment["status"], payment["amount"], payment["currency"], payment["version"]) == (
+        "AUTHORIZED",
+        12500,
+        "EUR",
+        1,
+    )
     assert list(payment) == [
-        "id", "merchant_id", "order_id", "amount", "currency", "status", "captured_amount", "refunded_amount", "description",
+        "id", "merchant_id", "order_id", "amount", "currency", "status", "captured_amount", "refunded_amount",
+        "description",
         "metadata", "created_at", "updated_at", "version",
     ]  # fmt: skip
 
@@ -109,7 +117,10 @@ async def test_an_empty_body_needs_no_content_type(client: Client) -> None:
 
 async def test_capture_refund_and_void_replay_too(client: Client) -> None:
     location = await created(client)
-    for path, body in ((f"{location}/capture", b'{"amount":500}'), (f"{location}/refund", b'{"amount":5,"reason":"x"}')):
+    for path, body in (
+        (f"{location}/capture", b'{"amount":500}'),
+        (f"{location}/refund", b'{"amount":5,"reason":"x"}'),
+    ):
         first = await client.post(path, body, key="k")
 
         again = await client.post(path, body, key="k")
@@ -163,7 +174,9 @@ async def test_traceparent_is_passed_on_only_when_it_is_valid(api: Api, client: 
     assert [one.traceparent for one in api.service.submitted] == [TRACE, None, None, None, None]
 
 
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", 'application/json;charset="UTF-8"'])
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON", 'application/json;charset="UTF-8"']
+)
 async def test_spellings_of_json_are_taken(client: Client, content_type: str) -> None:
     assert (await client.post("/payments", BODY, headers=(("Content-Type", content_type),))).status == 201
 
@@ -177,7 +190,9 @@ async def test_null_is_as_good_as_absent_for_texts(client: Client) -> None:
 
 
 async def test_text_of_any_script_comes_back_as_it_went(client: Client) -> None:
-    body = '{"merchant_id":"m-1","amount":1,"currency":"JPY","description":"\\ud83d\\ude00 \u00e9 \\"\\\\ 결제"}'.encode()
+    body = (
+        '{"merchant_id":"m-1","amount":1,"currency":"JPY","description":"\\ud83d\\ude00 \u00e9 \\"\\\\ 결제"}'.encode()
+    )
 
     assert (await client.post("/payments", body)).json()["description"] == '😀 é "\\ 결제'
 
@@ -300,10 +315,11 @@ async def test_every_request_is_observed_with_bounded_labels(api: Api, client: C
     await created(client)
     await client.get(f"/payments/{NOBODY}")
     await client.get("/nope/" + "x" * 100)
-    await client.get("/payments", method="BREW")
+    await client.get("/payments", method="PURGE")
 
     assert api.observed == [
-        ("/payments", "POST", 201), ("/payments/{id}", "GET", 404), ("unmatched", "GET", 404), ("/payments", "OTHER", 405),
+        ("/payments", "POST", 201), ("/payments/{id}", "GET", 404), ("unmatched", "GET", 404),
+        ("/payments", "OTHER", 405),
     ]  # fmt: skip
     assert api.refusals == ["payment-not-found", "not-found", "method-not-allowed"]
 

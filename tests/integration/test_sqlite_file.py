@@ -6,10 +6,13 @@ import asyncio
 import fcntl
 import inspect
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiosqlite
@@ -206,42 +209,48 @@ async def test_a_directory_that_is_not_there_is_named(tmp_path: Path, missing: s
     assert str(tmp_path / missing) in await _refusal(_file(tmp_path / missing))
 
 
-async def test_a_read_only_directory_is_refused(tmp_path: Path) -> None:
-    # Rights do not bind root, so the test steps down to a user who has none.
-    place = Path(os.path.realpath("/tmp")) / f"payflow-read-only-{os.getpid()}"
-    place.mkdir(mode=0o555)
+@contextmanager
+def _without_rights() -> Iterator[None]:
+    """Rights do not bind root, so root steps down to a user who has none."""
     was_root = os.geteuid() == 0
     if was_root:
         os.seteuid(NOBODY)
     try:
-        text = await _refusal(_file(place / "test.db"))
+        yield
     finally:
         if was_root:
             os.seteuid(0)
-        place.rmdir()
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that every user may enter and nobody else may write to; pytest's own are closed to others."""
+    place = Path(tempfile.mkdtemp(prefix="payflow-public-"))
+    place.chmod(0o755)
+    yield place
+    place.chmod(0o700)
+    shutil.rmtree(place)
+
+
+async def test_a_read_only_directory_is_refused(public: Path) -> None:
+    public.chmod(0o555)
+
+    with _without_rights():
+        text = await _refusal(_file(public / "test.db"))
 
     assert "Permission denied" in text
 
 
-async def test_a_read_only_file_is_refused(path: Path) -> None:
-    await _filled(path)
-    owner = path.parent.stat()
-    was_root = os.geteuid() == 0
-    os.chmod(path, 0o444)
-    for folder in (path.parent, *list(path.parents)[1:3]):
-        os.chmod(folder, 0o777)
-    if was_root:
-        os.chmod(f"{path}.lock", 0o666)
-        os.seteuid(NOBODY)
-    try:
-        text = await _refusal(_file(path))
-    finally:
-        if was_root:
-            os.seteuid(0)
-        for folder in (path.parent, *list(path.parents)[1:3]):
-            os.chmod(folder, stat.S_IMODE(owner.st_mode))
+async def test_a_read_only_file_is_refused(public: Path) -> None:
+    await _filled(public / "test.db")
+    public.chmod(0o777)
+    (public / "test.db").chmod(0o444)
+    (public / "test.db.lock").chmod(0o666)
 
-    assert f"{path} cannot be written" in text
+    with _without_rights():
+        text = await _refusal(_file(public / "test.db"))
+
+    assert f"{public / 'test.db'} cannot be written" in text
 
 
 async def test_a_reader_never_creates_a_file(path: Path) -> None:
@@ -369,7 +378,7 @@ class _Failing(sqlite3.Connection):
     code = sqlite3.SQLITE_IOERR_FSYNC
     after = True
 
-    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
         if sql != "COMMIT":
             return super().execute(sql, *parameters)  # type: ignore[arg-type]
         super().execute("COMMIT" if self.after else "ROLLBACK")
@@ -478,7 +487,8 @@ async def test_an_opening_that_is_cancelled_releases_the_lock(path: Path) -> Non
         await opening
     # Its callback, which closes what was opened, was queued before this returns.
     await asyncio.get_running_loop().shutdown_default_executor()
-    await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
 
     with open(f"{path}.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -534,11 +544,11 @@ async def test_readers_may_stay_open_while_the_writer_is_reopened(path: Path, fi
 
 # ------------------------------------------------------------------ what we rely on
 async def test_aiosqlite_still_runs_a_function_on_its_thread() -> None:
-    """`_execute`, `_conn` and the constructor are private or undocumented: an upgrade that changes them has to fail here."""
+    """`_execute`, `_conn` and the constructor are private or undocumented: an upgrade that changes them fails here."""
     assert ["self", "fn", "args", "kwargs"] == list(inspect.signature(aiosqlite.Connection._execute).parameters)
     raw = sqlite3.connect(":memory:", check_same_thread=False)
     connection = await aiosqlite.Connection(lambda: raw, iter_chunk_size=64)
 
     assert connection._conn is raw
-    assert threading.get_ident() != await connection._execute(threading.get_ident)
+    assert threading.get_ident() != await connection._execute(threading.get_ident)  # type: ignore[no-untyped-call]
     await connection.close()

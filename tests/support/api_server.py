@@ -144,7 +144,7 @@ async def running_api(
             new_request_id=lambda: f"00000000-0000-7000-8000-{next(numbers):012x}",
             info={"name": "payflow"},
             emit=lambda event, **fields: api.events.append((event, fields)),
-            refused=lambda code: api.refusals.append(code),
+            refused=lambda code: api.refusals.append(code),  # noqa: PLW0108 - api is made a line later
         ),
         service,
         health,

@@ -18,7 +18,19 @@ PAYMENT_ID = bytes.fromhex("0192f0a1b2c37d4e8f90a1b2c3d4e5f6")
 EVENT_ID = bytes.fromhex("0192f0a1b2c37d4e8f90a1b2c3d4e5f7")
 AT_US = 1_764_000_000_000_123
 PAYMENT = Payment(
-    PAYMENT_ID, "m-1", None, 1050, "EUR", Status.PARTIALLY_REFUNDED, 1000, 400, "Tee für 2", {"a": "b"}, AT_US, AT_US + 1, 3
+    PAYMENT_ID,
+    "m-1",
+    None,
+    1050,
+    "EUR",
+    Status.PARTIALLY_REFUNDED,
+    1000,
+    400,
+    "Tee für 2",
+    {"a": "b"},
+    AT_US,
+    AT_US + 1,
+    3,
 )
 EVENT = Event(EVENT_ID, EventType.REFUNDED, AT_US + 1, 400, PAYMENT, "broken")
 
@@ -105,7 +117,9 @@ def _changed(**members: object) -> bytes:
 
 
 def _without(member: str) -> bytes:
-    return json.dumps({name: value for name, value in json.loads(wire.encode_event(EVENT)).items() if name != member}).encode()
+    return json.dumps(
+        {name: value for name, value in json.loads(wire.encode_event(EVENT)).items() if name != member}
+    ).encode()
 
 
 def test_an_event_comes_back_as_it_went() -> None:
@@ -138,7 +152,10 @@ def test_a_currency_that_is_newer_than_the_reader_is_taken() -> None:
         b"{}",
         b"[" * 100_000,
         wire.encode_event(EVENT)[:-1],
-        *(_without(name) for name in ("event_id", "payment_id", "merchant_id", "version", "type", "at", "amount", "currency")),
+        *(
+            _without(name)
+            for name in ("event_id", "payment_id", "merchant_id", "version", "type", "at", "amount", "currency")
+        ),
         _changed(type="payment.exploded"),
         _changed(amount=0),
         _changed(amount=-1),

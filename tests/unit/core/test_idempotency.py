@@ -81,7 +81,8 @@ def test_a_scope_is_short_and_always_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [("m2", "/r", "k"), ("m", "/r2", "k"), ("m", "/r", "2k"), ("m/r", "", "k"), ("", "m/r", "k"), ("m", "/", "rk")]
+    "other",
+    [("m2", "/r", "k"), ("m", "/r2", "k"), ("m", "/r", "2k"), ("m/r", "", "k"), ("", "m/r", "k"), ("m", "/", "rk")],
 )
 def test_a_scope_tells_merchant_route_and_key_apart(other: tuple[str, str, str]) -> None:
     assert scope_of("m", "/r", "k") != scope_of(*other)

@@ -11,7 +11,18 @@ from payflow.core.money import EXPONENTS, MAX_AMOUNT, TABLE_DATE, is_amount, is_
 
 @pytest.mark.parametrize(
     ("code", "exponent"),
-    [("EUR", 2), ("USD", 2), ("JPY", 0), ("KRW", 0), ("UGX", 0), ("ISK", 0), ("KWD", 3), ("TND", 3), ("CLF", 4), ("UYW", 4)],
+    [
+        ("EUR", 2),
+        ("USD", 2),
+        ("JPY", 0),
+        ("KRW", 0),
+        ("UGX", 0),
+        ("ISK", 0),
+        ("KWD", 3),
+        ("TND", 3),
+        ("CLF", 4),
+        ("UYW", 4),
+    ],
 )
 def test_currencies_have_their_minor_units(code: str, exponent: int) -> None:
     assert exponent == EXPONENTS[code]

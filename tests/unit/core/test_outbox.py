@@ -169,7 +169,10 @@ def test_a_payment_that_is_made_and_moved_in_one_group_is_written_once() -> None
 def test_an_order_that_was_paid_before_is_refused_with_its_payment() -> None:
     standing = _standing(order="o")
 
-    changes = _fold([submit(authorize(order="o")), submit(Capture(STANDING_ID, 100)), submit(authorize(order="o"))], _loaded(standing))
+    changes = _fold(
+        [submit(authorize(order="o")), submit(Capture(STANDING_ID, 100)), submit(authorize(order="o"))],
+        _loaded(standing),
+    )
 
     first, _, second = changes.outcomes
     assert Refusal(RefusalCode.ORDER_EXISTS, standing) == first

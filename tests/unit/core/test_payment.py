@@ -170,9 +170,7 @@ def test_what_was_authorized_is_never_changed() -> None:
     result = decide(before, Capture(ID, 10), AT_US + 5)
 
     assert isinstance(result, Decision)
-    expected = replace(
-        before, status=Status.PARTIALLY_CAPTURED, captured_amount=10, updated_at_us=AT_US + 5, version=4
-    )
+    expected = replace(before, status=Status.PARTIALLY_CAPTURED, captured_amount=10, updated_at_us=AT_US + 5, version=4)
     assert expected == result.payment
 
 
