@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from payflow.actors.management import Act
+from payflow.errors import PayflowError
 from payflow.ports import Clock, LedgerReader, OutboxReader
 from payflow.supervisor import System, render_text
 from payflow.watchdog import LoopWatchdog
@@ -94,11 +95,16 @@ class Inspector:
     async def act(
         self, action: str, actor_id: str, *, by: str, reason: str, max_s: float | None
     ) -> Mapping[str, object]:
-        """Hand the action to the management actor, which audits and does it."""
+        """Hand the action to the management actor, which audits and does it.
+
+        KeyError: no such actor; ValueError: not this action on this actor; PayflowError: it could not be done.
+        """
         self._system.ref(actor_id)
-        if action == "restart" and actor_id == self._management.id:
-            raise KeyError(actor_id)
+        if action != "resume" and actor_id == self._management.id:
+            raise ValueError(f"{actor_id} carries out the actions: it cannot {action} itself")
         result = await self._management.ask(Act(action, actor_id, by, reason, max_s), timeout_s=ACT_TIMEOUT_S)
+        if isinstance(result, PayflowError):
+            raise result
         return dict(result)
 
     def _stamped(self, body: dict[str, object]) -> Mapping[str, object]:

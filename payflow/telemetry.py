@@ -54,6 +54,8 @@ LEVELS: Final[Mapping[str, str]] = {
     "consumer.ledger_unavailable": "warning",
     "consumer.not_connected": "warning",
     "consumer.acks_delayed": "warning",
+    "management.not_acted": "warning",
+    "management.not_audited": "warning",
     "intake.shedding": "warning",
     "request.failed": "error",
     "sqlite.old": "warning",

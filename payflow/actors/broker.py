@@ -1,18 +1,22 @@
 """The broker actor: keeps the embedded broker's child process running and tells its clients where it is.
 
-The start does not wait for the child, so that intake is ready at once; a child that ends is this actor's crash, and its restart is a new, empty
-broker under another id.
+The start does not wait for the child, so that intake is ready at once; a child that ends is this actor's crash, and its
+restart is a new, empty broker under another id.
 """
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from payflow.actor import Actor, ActorRef
-from payflow.errors import BrokerUnavailable
+from payflow.errors import BrokerUnavailable, MailboxClosed, MailboxFull
 from payflow.messages import BrokerMoved, WhereIsKafka
 from payflow.ports import BrokerProcess
+
+ANNOUNCE_RETRY_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,19 @@ class Broker(Actor):
         raise BrokerUnavailable(f"the embedded broker ended with status {status}")
 
     async def _announce(self) -> None:
-        if self._moved is not None:
+        moved = self._moved
+        if moved is not None:
             for listener in self._listeners:
-                await listener.send(self._moved)
+                await self._tell(listener, moved)
+
+    async def _tell(self, listener: ActorRef, moved: BrokerMoved) -> None:
+        """A listener that is busy must hear it all the same, and is no reason to lose the broker."""
+        while True:
+            try:
+                await listener.send(moved)
+            except MailboxFull:
+                await asyncio.sleep(ANNOUNCE_RETRY_S)
+            except MailboxClosed:
+                return
+            else:
+                return

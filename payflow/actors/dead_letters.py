@@ -7,15 +7,26 @@ too large), the letter names its place and size instead; the record itself stays
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
-from payflow.errors import PayflowError, ProducerBroken, RecordRejected
+from payflow.core.ledger import Delivery
+from payflow.errors import (
+    BrokerUnavailable,
+    LaneUnavailable,
+    PayflowError,
+    ProducerBroken,
+    RecordRejected,
+    UndecodableEvent,
+)
 from payflow.ports import Clock, EventLog, LogRecord, Record
+from payflow.wire import decode_event
 
 CLOSE_TIMEOUT_S: Final = 2.0
 PARTITION: Final = 0
+UNDECODABLE: Final = "undecodable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,31 +37,49 @@ class Poison:
     code: str
     reason: str
 
+    @property
+    def place(self) -> dict[str, int]:
+        """Where it lies, as fields of an event."""
+        return {"partition": self.record.partition, "offset": self.record.offset}
+
 
 class DeadLetterWriter:
     """Owns a producer, made when it is first needed and made anew after each failure."""
 
     def __init__(
-        self, open_log: Callable[[], EventLog], *, topic: str, source_topic: str, timeout_s: float, clock: Clock
+        self,
+        open_log: Callable[[], EventLog],
+        *,
+        topic: str,
+        source_topic: str,
+        timeout_s: float,
+        clock: Clock,
+        delay_s: Callable[[int], float],
+        failed: Callable[[Poison, PayflowError], None],
     ) -> None:
         self._open_log = open_log
         self._topic = topic
         self._source_topic = source_topic
         self._timeout_s = timeout_s
         self._clock = clock
+        self._delay_s = delay_s
+        self._failed = failed
         self._log: EventLog | None = None
 
     async def write(self, poison: Poison) -> None:
-        """Return when it is acknowledged. Raises the errors of EventLog; silence is ProducerBroken."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._append(poison)
-        except TimeoutError as error:
+        """Return when it is acknowledged; it is tried until then, because it is never dropped."""
+        for failures in count():
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._append(poison)
+            except TimeoutError:
+                self._failed(poison, ProducerBroken(f"no answer within {self._timeout_s:g} s"))
+            except (BrokerUnavailable, LaneUnavailable, ProducerBroken, RecordRejected) as error:
+                self._failed(poison, error)
+            else:
+                return
             await self.close()
-            raise ProducerBroken(f"no answer within {self._timeout_s:g} s") from error
-        except PayflowError:
-            await self.close()
-            raise
+            await asyncio.sleep(self._delay_s(failures))
 
     async def close(self) -> None:
         """Give up the producer."""
@@ -77,3 +106,17 @@ class DeadLetterWriter:
         except RecordRejected:
             size = ("payflow_source_value_bytes", str(len(record.value or b"")).encode())
             await log.append(self._topic, PARTITION, [LogRecord(None, None, (*headers, size), at_ms)])
+
+
+def sort_out(records: Sequence[Record]) -> tuple[list[Delivery], list[Poison]]:
+    """Decode; what cannot be decoded is poison."""
+    deliveries: list[Delivery] = []
+    poison: list[Poison] = []
+    for record in records:
+        try:
+            event = decode_event(record.value, record.headers)
+        except UndecodableEvent as error:
+            poison.append(Poison(record, UNDECODABLE, error.reason))
+        else:
+            deliveries.append(Delivery(record.partition, record.offset, event, record.value or b""))
+    return deliveries, poison

@@ -59,7 +59,13 @@ class GaugeReader(Actor):
             await self._attempt("outbox", self._outbox.open, self._read_outbox)
         if self._ledger is not None:
             await self._attempt("ledger", self._ledger.open, self._read_ledger)
-        self._gauges.free_bytes = shutil.disk_usage(self._data_dir).free
+        try:
+            self._gauges.free_bytes = shutil.disk_usage(self._data_dir).free
+        except OSError as error:
+            self._gauges.free_bytes = None
+            self._gauges.failed["disk"] = str(error)
+        else:
+            self._gauges.failed.pop("disk", None)
 
     async def _attempt(
         self, name: str, opens: Callable[[], Awaitable[None]], reads: Callable[[], Awaitable[None]]

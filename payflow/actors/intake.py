@@ -1,7 +1,9 @@
-"""The intake actor: the HTTP front's door to the pipeline. It admits or sheds, and forwards; it decides nothing about a payment.
+"""The intake actor: the HTTP front's door to the pipeline. It admits or sheds, and forwards; it decides nothing about a
+payment.
 
-Shedding is decided before anything is queued: by the age of the oldest waiting write and by the depth of the outbox's mailbox, of which the last
-eighth is kept for marks. The answer comes straight from the outbox, because the envelope is forwarded with its reply, deadline and trace.
+Shedding is decided before anything is queued: by the age of the oldest waiting write and by the depth of the outbox's
+mailbox, of which the last eighth is kept for marks. The answer comes straight from the outbox, because the envelope is
+forwarded with its reply, deadline and trace.
 """
 
 from __future__ import annotations
@@ -89,7 +91,9 @@ class Intake(Actor):
         return IntakeSnapshot(self._port, self._shedding, self._admitted, self._shed)
 
     async def handle(self, message: Submit) -> object:
-        """Forward to the outbox, or answer Overloaded. No await from the check to the forward: the depth must still hold when we act on it."""
+        """Forward to the outbox, or answer Overloaded. No await from the check to the forward: the depth must still
+        hold when we act on it.
+        """
         outbox = self._outbox
         assert outbox is not None, "a Submit reached a process without the ingest role"
         depth, capacity, oldest_age_s = outbox.load()
@@ -102,13 +106,19 @@ class Intake(Actor):
         if self._shedding:
             self._shedding = False
             self.ctx.emit("intake.admitting", shed_total=self._shed)
+        try:
+            self.ctx.forward(outbox, message)
+        except MailboxClosed:  # the outbox has ended for good; nothing was queued
+            self._shed += 1
+            return Overloaded(retry_after_s=RETRY_AFTER_S)
         self._admitted += 1
-        self.ctx.forward(outbox, message)
         return None
 
 
 class IntakeService:
-    """`ports.PaymentsService`: commands go to the intake actor, reads to read-only connections. It outlives the actor's instances."""
+    """`ports.PaymentsService`: commands go to the intake actor, reads to read-only connections. It outlives the actor's
+    instances.
+    """
 
     def __init__(
         self, intake: ActorRef, *, reader: OutboxReader | None, ledger: LedgerReader | None, timeout_s: float

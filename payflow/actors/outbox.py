@@ -1,15 +1,16 @@
-"""The outbox actor: sole writer of the payments database. It decides and stores in groups and answers only after COMMIT.
+"""The outbox actor: sole writer of the payments database. It decides and stores in groups and answers after COMMIT.
 
-A group is whatever waits: take everything, one transaction, repeat; no timer. Splitting after a rejected write, the probe of a full disk and the
-slices of retention live here, because they hold for any store.
+A group is whatever waits: take everything, one transaction, repeat; no timer. Splitting after a rejected write, the
+probe of a full disk and the slices of retention live here, because they hold for any store.
 
-Invariants: no answer before the store's commit returned; a write whose outcome is unknown is said to be unknown and the file is opened anew.
+Invariants: no answer before the store's commit returned; a write whose outcome is unknown is said to be unknown and the
+file is opened anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,13 +27,14 @@ from payflow.core.outbox import (
     Unpublish,
     Write,
 )
-from payflow.errors import OutcomeUnknown, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
+from payflow.errors import MailboxFull, OutcomeUnknown, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
 from payflow.mailbox import Envelope
 from payflow.messages import BrokerMoved, Rewind, Tick, Wake, WhereIsKafka
 from payflow.ports import Clock, OutboxStore
 
 PROBE: Final = "probe"
 PURGE: Final = "purge"
+UNPUBLISH: Final = "unpublish"
 # 200 rows a slice stay below one commit of a full group, so retention never holds the writer (spec/outbox-kafka 4.5).
 PURGE_ROWS: Final = 200
 PURGE_IDLE_S: Final = 30.0
@@ -88,8 +90,12 @@ class Outbox(Actor):
         stack.push_async_callback(self._store.close)
         await self._store.open()
         self.ctx.tell_later(PURGE_IDLE_S, Tick(PURGE))
+        if self._publisher is not None:
+            # An instance before this one may have made rows pending and crashed before it said so.
+            self._publisher.tell(Rewind())
         if self._broker is not None:
-            self._broker.tell(WhereIsKafka())
+            with suppress(MailboxFull):  # then others have asked, and the answer goes to all
+                self._broker.tell(WhereIsKafka())
 
     def snapshot(self) -> OutboxSnapshot:
         """Small and cheap, no I/O."""
@@ -97,43 +103,47 @@ class Outbox(Actor):
 
     async def handle_batch(self, batch: Sequence[Envelope]) -> None:
         """One group: commit, then answer each write, then say who should know."""
-        envelopes = [
-            envelope for envelope in batch if not isinstance(envelope.payload, (Tick, BrokerMoved, WhereIsKafka))
-        ]
-        for envelope in batch:
-            if isinstance(envelope.payload, Tick):
-                await self._duty(envelope.payload)
-            elif isinstance(envelope.payload, BrokerMoved):
-                await self._broker_moved(envelope.payload)
-            elif isinstance(envelope.payload, WhereIsKafka) and self._moved and self._publisher:
-                self._publisher.tell(self._moved)
-        if not envelopes:
-            return
-        outcomes = await self._commit_or_fail(envelopes)
-        for envelope, outcome in zip(envelopes, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                self.ctx.fail(envelope, outcome)
-            else:
-                self.ctx.reply(envelope, outcome)
-        self._notify([envelope.payload for envelope in envelopes])
-
-    # ------------------------------------------------------------------ the group
-    async def _commit_or_fail(self, envelopes: Sequence[Envelope]) -> list[Outcome | Exception]:
-        writes: list[Write] = [self._current(envelope.payload) for envelope in envelopes]
-        self._groups += 1
-        self._writes += len(writes)
-        self._largest = max(self._largest, len(writes))
         try:
-            return await self._commit(writes)
+            await self._handle(batch)
         except StoreOutcomeUnknown as error:
             unknown = OutcomeUnknown(retry_after_s=1.0)
-            for envelope in envelopes:
+            for envelope in batch:
                 self.ctx.fail(envelope, unknown)
             self._note(error)
             raise  # a crash: the supervisor opens the file anew, and repeated it ends the process
 
+    async def _handle(self, batch: Sequence[Envelope]) -> None:
+        envelopes: list[Envelope] = []
+        for envelope in batch:
+            match envelope.payload:
+                case Tick(duty=duty):
+                    await self._duty(duty)
+                case BrokerMoved() as moved:
+                    self._moved = moved
+                    await self._unpublish(moved)
+                case WhereIsKafka():
+                    if self._moved and self._publisher:
+                        self._publisher.tell(self._moved)
+                case _:
+                    envelopes.append(envelope)
+        if not envelopes:
+            return
+        writes = [self._current(envelope.payload) for envelope in envelopes]
+        self._groups += 1
+        self._writes += len(writes)
+        self._largest = max(self._largest, len(writes))
+        for envelope, outcome in zip(envelopes, await self._commit(writes), strict=True):
+            if isinstance(outcome, Exception):
+                self.ctx.fail(envelope, outcome)
+            else:
+                self.ctx.reply(envelope, outcome)
+        self._notify(writes)
+
+    # ------------------------------------------------------------------ the group
     async def _commit(self, writes: Sequence[Write]) -> list[Outcome | Exception]:
-        """One transaction; after a rejected write the group is decided again in halves, then singly, so that only the bad one fails."""
+        """One transaction; after a rejected write the group is decided again in halves, then singly, so that only the
+        bad one fails.
+        """
         try:
             outcomes = await self._store.commit(writes, at_us=self._clock.wall_us())
         except StoreRejected as error:
@@ -169,24 +179,26 @@ class Outbox(Actor):
             self._publisher.tell(Wake())
 
     # ------------------------------------------------------------------ broker and duties
-    async def _broker_moved(self, moved: BrokerMoved) -> None:
-        self._moved = moved
+    async def _unpublish(self, moved: BrokerMoved) -> None:
         outcome = (await self._commit([Unpublish(moved.broker_id)]))[0]
         if isinstance(outcome, Exception):
-            self.ctx.tell_later(self._settings.probe_interval_s, moved)
+            self.ctx.tell_later(self._settings.probe_interval_s, Tick(UNPUBLISH))
             return
         if isinstance(outcome, Done) and outcome.rows:
             self.ctx.emit("outbox.unpublished", rows=outcome.rows, broker_id=moved.broker_id)
         if self._publisher is not None:
             self._publisher.tell(moved)
+            self._publisher.tell(Rewind())  # it may have heard of this broker before its rows were pending
 
-    async def _duty(self, tick: Tick) -> None:
-        if tick.duty == PROBE:
+    async def _duty(self, duty: str) -> None:
+        if duty == PROBE:
             self._probing = False
             outcome = (await self._commit([Probe()]))[0]
             if isinstance(outcome, Exception):
                 self._probe_later()
-        elif tick.duty == PURGE:
+        elif duty == UNPUBLISH and self._moved is not None:
+            await self._unpublish(self._moved)
+        elif duty == PURGE:
             now_us = self._clock.wall_us()
             purge = Purge(
                 keys_before_us=now_us - round(self._settings.idempotency_retention_s * 1e6),

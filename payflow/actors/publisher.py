@@ -41,16 +41,14 @@ from payflow.ports import Clock, EventLog, LogInfo, LogRecord, OutboxReader
 
 CYCLE: Final = "cycle"
 GROUP_ROWS: Final = 500
-# An operator's mistake (topic, rights) is looked at again this often: soon enough after the repair, rare enough for the log.
+# An operator's mistake (topic, rights) is looked at again this often: soon after the repair, rare enough for the log.
 LANE_RETRY_S: Final = 5.0
 EVERY_SEQ: Final = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublisherSettings:
-    """Times in seconds. `unbooked_limit_bytes` bounds what a memory-only broker may hold unbooked a partition; None on a
-    real cluster.
-    """
+    """Times in seconds. `unbooked_limit_bytes`: what a memory-only broker may hold unbooked a partition, else None."""
 
     topic: str
     pace_s: float = 0.05
@@ -148,7 +146,7 @@ class Publisher(Actor):
         self.ctx.tell_later(self._settings.poll_s, Poll())
 
     async def on_drain(self) -> None:
-        """Stop at a row boundary: nothing new starts, what is in flight ends or meets its deadline, every mark is stored.
+        """Stop at a row boundary: nothing new starts, what is in flight ends or meets its deadline, marks are stored.
 
         A producer that was given up is not waited for: its rows are pending whatever it still says.
         """
@@ -182,7 +180,7 @@ class Publisher(Actor):
             case Reconnect(attempt=attempt):
                 self._connect(attempt)
             case Rewind():
-                # A mark that is being stored may have been overtaken by what made the rows pending: look again after it.
+                # A mark that is being stored may have been overtaken by what made its row pending: look again after.
                 self._rewound = len(self._marks) > 0
                 self._rewind()
             case Poll():
@@ -214,7 +212,7 @@ class Publisher(Actor):
             self.ctx.emit("publisher.outbox_unreadable", error=self._last_error)
         if polled:
             self._counters.poll_found_total += loaded
-        if self._info is info and not self._draining:  # else the log was lost while we read; the rows wait in the window
+        if self._info is info and not self._draining:  # else the log was lost meanwhile; the rows wait in the window
             self._start_groups()
         if more:
             self._cycle_later(self._settings.pace_s)
@@ -369,7 +367,8 @@ class Publisher(Actor):
 
     async def _hold(self, row: PendingRow, reason: str) -> None:
         """Until the hold is stored the key stays barred, so nothing later of this payment can pass the parked row."""
-        await store(self._outbox, Park(row.seq, reason, self._clock.wall_us()), delayed=partial(self._park_delayed, row))
+        park = Park(row.seq, reason, self._clock.wall_us())
+        await store(self._outbox, park, delayed=partial(self._park_delayed, row))
         self._window.unbar(row.key)
         self._stale_above = EVERY_SEQ  # a read that began before the hold still shows the rows behind it
 

@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from payflow.errors import DependencyUnavailable
+from payflow.errors import DependencyUnavailable, PayflowError
 from payflow.ports import Health, ManagementService
 
 BODY_BYTES: Final = 4096
@@ -223,7 +223,12 @@ class ManagementServer:
         acting = self._service.act(
             action, request.match_info["id"], by=by, reason=body.reason.strip(), max_s=body.max_s
         )
-        return _json(await self._known(acting))
+        try:
+            return _json(await self._known(acting))
+        except ValueError as error:
+            raise Refusal(409, "not-possible", str(error)) from error
+        except PayflowError as error:
+            raise Refusal(503, "not-done", f"{action} was not done: {error}") from error
 
     async def _known(self, answer: Awaitable[Mapping[str, object]]) -> Mapping[str, object]:
         try:

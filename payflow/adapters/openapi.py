@@ -258,7 +258,8 @@ _REFINED: Final[Mapping[str, Mapping[str, Any]]] = {
 def _schemas() -> dict[str, Any]:
     shapes: set[type[msgspec.Struct]] = {route.writing.shape for route in ROUTES if route.writing}
     shapes |= {doc.answer for doc in DOCS.values() if not isinstance(doc.answer, str)}
-    ordered = sorted((*shapes, kinds.Problem), key=lambda shape: shape.__name__)
+    shapes.add(kinds.Problem)
+    ordered = sorted(shapes, key=lambda shape: shape.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_SCHEMA + "{name}")
     for name, schema in schemas.items():
         for member, properties in schema.get("properties", {}).items():

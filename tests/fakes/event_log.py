@@ -61,6 +61,7 @@ class MemoryLog:
         self.appends = 0  # attempts, also those that failed
         self.committed: dict[int, int] = {}
         self._store: defaultdict[tuple[str, int], _Partition] = defaultdict(_Partition)
+        self.history: list[LogRecord] = []  # everything that was ever written, in order, over all brokers
         self._held: list[_Held] = []
         self._changed = asyncio.Event()
         self.mend()
@@ -72,6 +73,8 @@ class MemoryLog:
         self.hanging = False  # appends are kept unanswered; fetches find nothing
         self.delay_s = 0.0  # before an append is answered
         self.rejects: Callable[[LogRecord], bool] = lambda _: False
+        self.refused_topics: set[str] = set()  # appends to these are refused, the rest goes on
+        self.refused_partitions: set[int] = set()
 
     def refuse(self, error: Callable[[], PayflowError] = lambda: BrokerUnavailable("refused")) -> None:
         """Fail every call with a new error; LaneUnavailable and ProducerBroken play their parts here, too."""
@@ -137,6 +140,8 @@ class MemoryLog:
     async def append(self, topic: str, partition: int, records: Sequence[LogRecord]) -> tuple[int, int]:
         self.appends += 1
         self.check()
+        if topic in self.refused_topics or partition in self.refused_partitions:
+            raise BrokerUnavailable(f"no leader for {topic}/{partition}")
         if partition not in range(self.partition_count(topic)):
             raise LaneUnavailable(f"topic {topic} has no partition {partition}")
         taken = self._longest_prefix(records)
@@ -189,6 +194,7 @@ class MemoryLog:
         place = self._store[topic, partition]
         offset = place.end
         place.records.extend(records)
+        self.history.extend(records)
         self._notify()
         return offset
 
@@ -247,6 +253,7 @@ class RecordSourceFake:
         self._log = log
         self._topic = topic
         self._count = 0
+        self._log_id = ""
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()
         self.closed = False
@@ -254,6 +261,7 @@ class RecordSourceFake:
     async def open(self) -> LogInfo:
         self._log.check()
         self._count = self._log.partition_count(self._topic)
+        self._log_id = self._log.log_id
         return LogInfo(self._log.log_id, self._count)
 
     async def seek(self, positions: Mapping[int, int]) -> None:
@@ -269,11 +277,16 @@ class RecordSourceFake:
         deadline = loop.time() + timeout_s
         while True:
             self._log.check()
-            if records := self._take(max_records):
+            if not self._gone and (records := self._take(max_records)):
                 return records
             left_s = deadline - loop.time()
             if left_s <= 0 or not await self._log.changed(left_s):
                 return []
+
+    @property
+    def _gone(self) -> bool:
+        """The broker that this instance was connected to is another one now, at another address."""
+        return self._log_id != self._log.log_id
 
     def _take(self, max_records: int) -> list[Record]:
         taken: list[Record] = []
@@ -298,11 +311,13 @@ class RecordSourceFake:
         self._paused.difference_update(partitions)
 
     async def commit(self, positions: Mapping[int, int]) -> None:
-        if self._log.refusal is None and not self._log.hanging:
+        if self._log.refusal is None and not self._log.hanging and not self._gone:
             self._log.committed.update(positions)
 
     async def end_offsets(self) -> Mapping[int, int]:
         self._log.check()
+        if self._gone:
+            raise BrokerUnavailable("the broker is gone")
         return {partition: self._log.end_of(self._topic, partition) for partition in range(self._count)}
 
     async def close(self, *, timeout_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -23,12 +24,17 @@ class LedgerMemory:
     """`ports.Ledger` and `ports.LedgerReader` in one.
 
     `failures` are raised by the next calls of `book`, one each, before anything is written; `late_failures` after
-    everything is written, as a COMMIT whose answer was lost.
+    everything is written, as a COMMIT whose answer was lost; `read_failures` by the next reads of positions and audits.
+    `delay_s` passes before a booking.
     """
 
     def __init__(self) -> None:
         self.failures: deque[Exception] = deque()
         self.late_failures: deque[Exception] = deque()
+        self.read_failures: deque[Exception] = deque()
+        self.delay_s = 0.0
+        self.books = 0
+        self.booking = False
         self.applied: dict[bytes, LedgerEvent] = {}
         self.booked_at_us: dict[bytes, int] = {}
         self._heads: dict[bytes, LedgerEvent] = {}
@@ -45,6 +51,8 @@ class LedgerMemory:
 
     # ------------------------------------------------------------------ ports.Ledger
     async def positions(self, source_id: str, topic: str) -> Mapping[int, int]:
+        if self.read_failures:
+            raise self.read_failures.popleft()
         return dict(self._positions.get((source_id, topic), {}))
 
     async def book(
@@ -56,6 +64,14 @@ class LedgerMemory:
         positions: Mapping[int, int],
         at_us: int,
     ) -> Booking:
+        assert not self.booking, "one transaction at a time"
+        self.books += 1
+        if self.delay_s:
+            self.booking = True
+            try:
+                await asyncio.sleep(self.delay_s)
+            finally:
+                self.booking = False
         if self.failures:
             raise self.failures.popleft()
         batch = Batch(deliveries)
@@ -70,6 +86,8 @@ class LedgerMemory:
         return changes.booking
 
     async def audit(self) -> list[CurrencyBalance]:
+        if self.read_failures:
+            raise self.read_failures.popleft()
         booked: dict[Account, Sums] = {}
         for line in chain.from_iterable(postings(event) for event in self.applied.values()):
             account = line.account, line.currency

@@ -5,7 +5,8 @@ Verified: tests/contract/test_outbox_store.py runs on it and on the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from payflow import wire
@@ -31,6 +32,7 @@ from payflow.core.outbox import (
     Write,
 )
 from payflow.core.payment import Payment
+from payflow.errors import StoreRejected
 from payflow.ports import Ids, PaymentEventView, PaymentQuery
 
 
@@ -65,25 +67,40 @@ class _Data:
 
 
 class OutboxMemory:
-    """Store and reader in one object. `fail_next` is raised by the next commits, in order, before anything changes."""
+    """Store and reader in one object.
+
+    `fail_next` is raised by the next commits, in order, before anything changes; `fail_late` after everything is
+    written, as a COMMIT whose answer was lost; `fail_reads` by the next reads of pending rows. `delay_s` passes before
+    a commit and, on an unchanged picture, before a read returns.
+    """
 
     def __init__(self, *, ids: Ids) -> None:
         self._ids = ids
         self._data = _Data()
         self.is_open = False
         self.fail_next: list[Exception] = []
+        self.fail_late: list[Exception] = []
+        self.fail_reads: list[Exception] = []
+        self.refuses: Callable[[Write], bool] = lambda _: False
+        self.delay_s = 0.0
+        self.opened = 0
         self.groups: list[tuple[Write, ...]] = []
 
     # ---------------------------------------------------------------- store
     async def open(self) -> None:
         self.is_open = True
+        self.opened += 1
 
     async def close(self) -> None:
         self.is_open = False
 
     async def commit(self, writes: Sequence[Write], *, at_us: int) -> list[Outcome]:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
         if self.fail_next:
             raise self.fail_next.pop(0)
+        if any(map(self.refuses, writes)):
+            raise StoreRejected("one write is bad")
         group = Group(writes, at_us=at_us, new_id=self._ids.new, codec=wire)
         payments = {key: self._data.payments[key] for key in group.payment_ids() if key in self._data.payments}
         by_order = {(p.merchant_id, p.order_id): p for p in self._data.payments.values() if p.order_id is not None}
@@ -95,6 +112,8 @@ class OutboxMemory:
         for place, write in changes.others:
             outcomes[place] = Done(self._other(write))
         self.groups.append(tuple(writes))
+        if self.fail_late:
+            raise self.fail_late.pop(0)
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _write(self, changes: Changes) -> None:
@@ -187,6 +206,8 @@ class OutboxMemory:
         ]
 
     async def pending(self, *, after_seq: int, limit: int, max_bytes: int) -> list[PendingRow]:
+        if self.fail_reads:
+            raise self.fail_reads.pop(0)
         rows: list[PendingRow] = []
         room = max_bytes
         for row in [row for row in self._ready() if row.seq > after_seq][:limit]:
@@ -204,6 +225,8 @@ class OutboxMemory:
             )
             key = wire.id_text(event.payment.id).encode()
             rows.append(PendingRow(row.seq, event.id, key, row.payload, headers, event.at_us))
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
         return rows
 
     async def backlog(self) -> Backlog:
