@@ -300,6 +300,7 @@ class App:
             metrics=server_stats,
             breakers=self._breaker_bodies,
             observe=self._requests.observe,
+            refused=self._requests.refuse,
             new_request_id=lambda: id_text(ids.new()),
             info=self._info(),
             emit=self._emit,

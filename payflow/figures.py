@@ -110,6 +110,7 @@ class Figures:
                 abandoned[node.id] = node.abandoned_total
         yield "payflow_dead_letters_total", "actor", letters
         yield "payflow_actor_abandoned_total", "actor", abandoned
+        yield "payflow_intake_rejected_total", "reason", dict(self._requests.refused)
         if self._consumer is not None:
             yield "payflow_dlq_records_total", "reason", dict(self._consumer.dead_lettered_total)
             yield "payflow_ledger_imbalance", "currency", dict(self._consumer.imbalance)

@@ -64,7 +64,12 @@ class RequestTable:
     """What the HTTP front observed."""
 
     totals: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    refused: dict[str, float] = field(default_factory=dict)
     durations: DurationTable = field(default_factory=DurationTable)
+
+    def refuse(self, code: str) -> None:
+        """Count one refusal by the code of its problem document."""
+        self.refused[code] = self.refused.get(code, 0) + 1
 
     def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
         """Count one answered request; `route` is the template, never the path."""
@@ -127,6 +132,7 @@ HELP: Final[Mapping[str, str]] = {
     "payflow_ledger_imbalance": "Debit minus credit over all postings, by the last audit.",
     "payflow_held_events": "Events that wait in the ledger for their predecessor.",
     "payflow_held_events_oldest_age_seconds": "Age of the oldest held event.",
+    "payflow_intake_rejected_total": "Requests answered with a problem document, by its code.",
     "payflow_dead_letters_total": "Messages that no actor handled.",
     "payflow_dlq_records_total": "Records written to the dead-letter topic.",
     "payflow_log_dropped_total": "Log lines dropped because the log was not read.",

@@ -348,6 +348,8 @@ class Consumer(Actor):
         self._lag.connected()
         self.ctx.emit("consumer.connected", source_id=info.log_id, partitions=info.partitions)
         self.ctx.spawn(self._fetch(source, generation), name="fetch")
+        # Health reads what is published after a message: without one, an idle topic would never make this role ready.
+        await self.ctx.ref.send(Tick(BOOK))
 
     def _lost(self, source: RecordSource, error: Exception) -> None:
         if self._source is not source:

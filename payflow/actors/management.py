@@ -13,7 +13,6 @@ from typing import ClassVar, Final
 from payflow.actor import Actor, ActorRef
 from payflow.core.outbox import Audit
 from payflow.errors import PayflowError
-from payflow.errors import PayflowError
 from payflow.ports import Clock, HttpFront
 from payflow.supervisor import System
 
@@ -74,38 +73,52 @@ class Management(Actor):
         return ManagementSnapshot(self._port, self._actions)
 
     async def handle(self, message: Act) -> dict[str, object] | PayflowError:
-        """Audit, then act; a resume is audited afterwards, because the outbox that stores it may be the one that is paused.
+        """Audit, then act. What would bring the outbox back is audited afterwards: until then it cannot store anything.
 
-        What cannot be done is an answer, not a crash: an outbox that is paused or has no disk must not take this site, and with it the process, down.
+        What cannot be done is an answer, not a crash: an outbox that is paused or has no disk must not take this site,
+        and with it the process, down.
         """
+        brings_back = message.action == "resume" or (message.action == "restart" and message.actor_id == self._store_id)
         try:
-            audited = await self._act(message)
+            audited = False if brings_back else await self._audit(message)
+            self.ctx.emit(
+                "management.acted", action=message.action, target=message.actor_id, by=message.by, reason=message.reason
+            )
+            self._actions += 1
+            await self._act(message)
         except PayflowError as error:
-            self.ctx.emit("management.not_acted", action=message.action, target=message.actor_id, by=message.by, error=str(error))
+            self._not("acted", message, error)
             return error
+        if brings_back:
+            try:
+                audited = await self._audit(message)
+            except PayflowError as error:  # it is done all the same, and the log has it
+                self._not("audited", message, error)
         return {"id": message.actor_id, "action": message.action, "by": message.by, "done": True, "audited": audited}
 
-    async def _act(self, message: Act) -> bool:
-        max_s = message.max_s if message.max_s is not None else PAUSE_DEFAULT_S
-        detail = f'{{"max_s":{max_s:g}}}' if message.action == "pause" else "{}"
-        audit = Audit(message.by, message.action, message.actor_id, message.reason, detail, self._clock.wall_us())
-        if message.action != "resume":
-            await self._audit(audit)
-        self.ctx.emit("management.acted", action=message.action, target=message.actor_id, by=message.by, reason=message.reason)
-        self._actions += 1
+    async def _act(self, message: Act) -> None:
         if message.action == "pause":
-            self._system.pause(message.actor_id, max_s=max_s, by=message.by)
+            self._system.pause(message.actor_id, max_s=_pause_s(message), by=message.by)
         elif message.action == "resume":
             self._system.resume(message.actor_id, by=message.by)
-            try:
-                await self._audit(audit)
-            except PayflowError as error:  # it is done all the same; the log has it
-                self.ctx.emit("management.not_audited", action=message.action, target=message.actor_id, by=message.by, error=str(error))
-                return False
         else:
             await self._system.restart(message.actor_id, reason=f"{message.by}: {message.reason}")
+
+    async def _audit(self, message: Act) -> bool:
+        """Whether it was stored; without a payments database here the log is all there is."""
+        if self._outbox is None:
+            return False
+        detail = f'{{"max_s":{_pause_s(message):g}}}' if message.action == "pause" else "{}"
+        at_us = self._clock.wall_us()
+        audit = Audit(message.by, message.action, message.actor_id, message.reason, detail, at_us)
+        await self._outbox.ask(audit, timeout_s=AUDIT_TIMEOUT_S)
         return True
 
-    async def _audit(self, audit: Audit) -> None:
-        if self._outbox is not None:
-            await self._outbox.ask(audit, timeout_s=AUDIT_TIMEOUT_S)
+    def _not(self, what: str, message: Act, error: PayflowError) -> None:
+        self.ctx.emit(
+            f"management.not_{what}", action=message.action, target=message.actor_id, by=message.by, error=str(error)
+        )
+
+
+def _pause_s(message: Act) -> float:
+    return message.max_s if message.max_s is not None else PAUSE_DEFAULT_S

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from aiohttp import hdrs, web
 
 from payflow.adapters import problems
-from payflow.adapters.http_connection import Connection, request_factory
+from payflow.adapters.http_connection import METRICS_PATH, Connection, make_request
 from payflow.adapters.http_failures import refusal_of
 from payflow.adapters.http_inflight import InFlight
 from payflow.adapters.http_pages import Breakers, Pages
@@ -33,6 +33,8 @@ from payflow.ports import Health, PaymentsService
 from payflow.wire import id_bytes
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# What is still in flight when the front is stopped has this long, twice: until it is cancelled, and to end then.
+STOP_TIMEOUT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class ApiServer:
         assert self._listener is None
         loop, limits = asyncio.get_running_loop(), self._limits
         self._draining = False
-        self._manager = web.Server(self._serve, request_factory=request_factory(limits.body_bytes))
+        self._manager = web.Server(self._serve, request_factory=make_request)
         connection = partial(
             Connection, self._manager, loop=loop, answer=self._unreadable, keepalive_timeout=limits.keep_alive_s
         )
@@ -132,18 +134,17 @@ class ApiServer:
         await self._in_flight.wait_idle()
 
     async def stop(self) -> None:
-        """Close everything. Requests that are still in flight have until their own deadline, and no longer."""
+        """Close everything. Whoever wants the last answers to be given waits for `requests_done` first."""
         await self.unbind()
         if self._manager is not None:
             self._manager.pre_shutdown()
-            await self._manager.shutdown(self._limits.request_timeout_s)
+            await self._manager.shutdown(STOP_TIMEOUT_S)
         self._in_flight.close()
         self._manager = self._listener = None
 
     # ---------------------------------------------------------------- one request
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request, whatever happens."""
-        assert isinstance(request, web.Request)
         started = perf_counter()
         request_id = self._new_request_id()
         path, _, query = request.raw_path.partition("?")
@@ -167,14 +168,15 @@ class ApiServer:
             response = self._failure(error, route, request_id)
         finally:
             self._in_flight.leave(task)
-        if self._draining:
+        # A body that was refused unread may still be on its way; what follows it must not be taken for it.
+        if self._draining or not request.content.is_eof():
             response.force_close()
         label = UNMATCHED if resource is None else resource.template
         self._observe(label, method if method in _METHODS else "OTHER", response.status, perf_counter() - started)
         return response
 
     async def _respond(
-        self, request: web.Request, route: Route, path: str, query: str, argument: str, request_id: str
+        self, request: web.BaseRequest, route: Route, path: str, query: str, argument: str, request_id: str
     ) -> web.StreamResponse:
         if route.role is not None:
             self._refuse_role(route.role)
@@ -186,7 +188,8 @@ class ApiServer:
             if body is None:
                 body = await read_body(request, body_bytes=limits.body_bytes, timeout_s=limits.body_read_timeout_s)
             answer = await self._api.write(route.writing, path, payment_id, key=key, trace=trace, body=body)
-        elif route.operation == "get_metrics":
+        elif path == METRICS_PATH:
+            assert isinstance(request, web.Request)
             return _complete(await self._metrics(request), request_id)
         else:
             answer = await self._reads[route.operation](argument, query)

@@ -16,7 +16,7 @@ _IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 _TRACEPARENT: Final = "traceparent"
 
 
-def admit(request: web.Request, query: str) -> tuple[str, str | None]:
+def admit(request: web.BaseRequest, query: str) -> tuple[str, str | None]:
     """(key, traceparent). Refuses what can be refused by the headers alone, before the body is asked for."""
     if query:
         refuse_query(query)
@@ -40,7 +40,7 @@ def body_at_once(content: StreamReader, body_bytes: int) -> bytes | None:
     return body
 
 
-async def read_body(request: web.Request, *, body_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: web.BaseRequest, *, body_bytes: int, timeout_s: float) -> bytes:
     """The body as it comes, within its bounds. Asks for it first where the client waits to be asked."""
     length = request.content_length
     if length is not None and length > body_bytes:
@@ -65,7 +65,7 @@ async def _collect(content: StreamReader, body_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def _continue(request: web.Request) -> None:
+async def _continue(request: web.BaseRequest) -> None:
     if request.version != HttpVersion11:
         return
     if request.headers[hdrs.EXPECT].lower() != "100-continue":

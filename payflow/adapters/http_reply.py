@@ -32,9 +32,11 @@ class Reply(web.StreamResponse):
         self, status: int, body: bytes, content_type: str, request_id: str, extra: Iterable[tuple[str, str]] = ()
     ) -> None:
         super().__init__(status=status)
-        more = "".join([f"{name}: {_clean(value)}\r\n" for name, value in extra])
+        more = ""
+        for name, value in extra:
+            more += f"{name}: {_clean(value)}\r\n"
         self._head = (
-            f"{_LINES[status]}{content_type}\r\nRequest-Id: {request_id}\r\n{more}Content-Length: {len(body)}\r\n"
+            f"{_LINES[status]}{content_type}\r\nRequest-Id: {request_id}\r\n{more}Content-Length: {len(body)}\r\nDate: "
         )
         self._whole_body = body
         self._request: web.BaseRequest | None = None
@@ -51,8 +53,8 @@ class Reply(web.StreamResponse):
             raise RuntimeError("a reply is prepared first and has its whole body")
         self._request = None
         start, keep_alive = ("HTTP/1.1 ", "") if request.version == HttpVersion11 else ("HTTP/1.0 ", _KEEP_ALIVE)
-        connection = keep_alive if self._keep_alive else _CLOSE
-        head = f"{start}{self._head}{connection}Date: {_date()}\r\n\r\n".encode("latin-1")
+        end = keep_alive if self._keep_alive else _CLOSE
+        head = f"{start}{self._head}{_date()}\r\n{end}\r\n".encode("latin-1")
         await request.writer.write(head if request.method == "HEAD" else head + self._whole_body)
 
 

@@ -132,6 +132,11 @@ class MemoryLog:
         if self.refusal is not None:
             raise self.refusal()
 
+    def check_for_reading(self) -> None:
+        """A reader knows no broken producer."""
+        if self.refusal is not None and not isinstance(error := self.refusal(), ProducerBroken):
+            raise error
+
     def partition_count(self, topic: str) -> int:
         if self.topics is not None and topic not in self.topics:
             raise LaneUnavailable(f"topic {topic} does not exist")
@@ -259,13 +264,13 @@ class RecordSourceFake:
         self.closed = False
 
     async def open(self) -> LogInfo:
-        self._log.check()
+        self._log.check_for_reading()
         self._count = self._log.partition_count(self._topic)
         self._log_id = self._log.log_id
         return LogInfo(self._log.log_id, self._count)
 
     async def seek(self, positions: Mapping[int, int]) -> None:
-        self._log.check()
+        self._log.check_for_reading()
         if not set(positions) <= set(range(self._count)):
             raise LaneUnavailable(f"topic {self._topic} has {self._count} partitions")
         beginnings = {partition: self._log.start_of(self._topic, partition) for partition in range(self._count)}
@@ -276,7 +281,7 @@ class RecordSourceFake:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
-            self._log.check()
+            self._log.check_for_reading()
             if not self._gone and (records := self._take(max_records)):
                 return records
             left_s = deadline - loop.time()
@@ -315,7 +320,7 @@ class RecordSourceFake:
             self._log.committed.update(positions)
 
     async def end_offsets(self) -> Mapping[int, int]:
-        self._log.check()
+        self._log.check_for_reading()
         if self._gone:
             raise BrokerUnavailable("the broker is gone")
         return {partition: self._log.end_of(self._topic, partition) for partition in range(self._count)}

@@ -141,7 +141,10 @@ async def test_a_bad_head_is_refused_instead_of_100_continue(client: Client) -> 
         b"Content-Length: 70\r\n\r\n"
     )
 
-    assert_problem(await client.send(head), 400, "idempotency-key-missing")
+    reply = await client.send(head)
+
+    assert_problem(reply, 400, "idempotency-key-missing")
+    assert reply.header("Connection") == "close"
 
 
 async def test_a_body_that_comes_in_pieces_is_one_body(client: Client) -> None:
@@ -239,6 +242,19 @@ async def test_stop_closes_idle_connections_and_may_be_repeated(api: Api, client
     await api.server.stop()
 
     assert await client.is_closed()
+
+
+async def test_stop_does_not_wait_for_a_service_that_hangs(api: Api, client: Client) -> None:
+    api.service.gate = asyncio.Event()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        post = group.create_task(client.is_closed())
+        client.write(b"GET /payments HTTP/1.1\r\nHost: t\r\n\r\n")
+        await until_waiting(api, 1)
+
+        await api.server.stop()
+
+    assert post.result()
+    assert len(api.server._in_flight) == 0
 
 
 async def test_a_front_that_was_stopped_starts_again(api: Api) -> None:

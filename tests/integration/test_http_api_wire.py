@@ -63,6 +63,7 @@ async def test_metrics_are_aiohttps_own_response_with_our_headers(client: Client
     reply = await client.get("/metrics")
 
     assert (reply.status, reply.body, reply.header("Server")) == (200, b"payflow_up 1\n", "payflow")
+    assert (await client.get("/metrics?name=x")).status == 200
 
 
 async def test_a_connection_is_kept_over_many_answers(client: Client) -> None:

@@ -5,6 +5,7 @@ Waiting is polling with a deadline. Whatever was started is killed by its own pr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,17 @@ def wait_for(look: Callable[[], T | None], what: str, *, timeout_s: float = WAIT
             return found
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(POLL_S)
+
+
+async def wait_for_async(look: Callable[[], Awaitable[T | None]], what: str, *, timeout_s: float = WAIT_S) -> T:
+    """The same for a question that has to be awaited."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = await look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        await asyncio.sleep(POLL_S)
 
 
 @dataclass(frozen=True, slots=True)
