@@ -44,6 +44,8 @@ GROUP_ROWS: Final = 500
 # An operator's mistake (topic, rights) is looked at again this often: soon after the repair, rare enough for the log.
 LANE_RETRY_S: Final = 5.0
 EVERY_SEQ: Final = 2**63
+# A broker that answers needs milliseconds; discarding the producer and the broker's child need their time as well.
+DRAIN_TIMEOUT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ class Publisher(Actor):
         self._cycle_timer: asyncio.TimerHandle | None = None
         self._cycle_due_at = 0.0
         self._draining = False
+        self._drain_ends_at = 0.0
         self._last_error: str | None = None
 
     # ------------------------------------------------------------------ life
@@ -146,13 +149,16 @@ class Publisher(Actor):
         self.ctx.tell_later(self._settings.poll_s, Poll())
 
     async def on_drain(self) -> None:
-        """Stop at a row boundary: nothing new starts, what is in flight ends or meets its deadline, marks are stored.
+        """Stop at a row boundary: nothing new starts, what is in flight ends or is given up, marks are stored.
 
-        A producer that was given up is not waited for: its rows are pending whatever it still says.
+        A broker that does not answer must not hold up the end: what it did not acknowledge stays pending. A producer
+        that was given up is not waited for: its rows are pending whatever it still says.
         """
-        self._draining = True
-        while tasks := self._sends | self._holds:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not self._draining:
+            self._draining = True
+            self._drain_ends_at = self._clock.now() + DRAIN_TIMEOUT_S  # once: the stop drains again
+        while (tasks := self._sends | self._holds) and (left_s := self._drain_ends_at - self._clock.now()) > 0:
+            await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         await self._marks.settled()
 
     def snapshot(self) -> PublisherSnapshot:

@@ -10,6 +10,7 @@ import ast
 import asyncio
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,7 @@ def words(cell: str) -> set[str]:
 Fields = tuple[set[str], bool]  # those that stand in the call, and whether there are more by `**`
 
 
+@cache
 def emitted() -> dict[str, Fields]:
     """Pattern of the event's name -> its fields."""
     found: dict[str, Fields] = {}
@@ -109,6 +111,7 @@ def event_names(node: ast.expr, tree: ast.Module) -> list[str]:
     return [re.escape(value) for value in literals if isinstance(value, str) and EVENT_NAME.fullmatch(value)]
 
 
+@cache
 def documented_events() -> dict[str, tuple[str, set[str]]]:
     return {name: (level, words(fields)) for name, level, fields, *_ in rows(DOCS / "events.md")}
 

@@ -16,6 +16,7 @@ import pytest
 from payflow.core.routing import partition_for
 from tests.support.books import Sent, Traffic, check_api, check_books, rows, send_again, settle
 from tests.support.process import Client, Serve, Starter, wait_for
+from tests.support.processes import freeze
 
 SEED = int(os.environ.get("PAYFLOW_KILL_SEED", "20261125"))
 ROUNDS = 4
@@ -164,4 +165,39 @@ def test_a_consumer_that_lags_by_more_than_the_mock_keeps_books_everything(serve
         running = serve(env=ACTIONS).ready()
     else:
         act(running, "consumer", "resume")
+    finish(running, log)
+
+
+# ------------------------------------------------------------------ a broker that does not answer
+def test_f37_a_frozen_broker_does_not_hold_up_the_end(serve: Starter) -> None:
+    """Sends are in flight and nobody answers: rows stay pending, the process ends in order, and the next start sends them."""
+    running = serve().ready()
+    traffic = Traffic(running.http_port, seed=SEED + 2, lives=LIVES).start()
+    traffic.until(100)
+    freeze(broker_pid(running))
+    traffic.until(300)
+
+    running.signal(signal.SIGINT)
+
+    assert running.end() == 0
+    assert running.named("shutdown.completed")[0]["abandoned"] == []
+    finish(serve().ready(), traffic.join())
+
+
+def test_f35_f36_a_broker_that_was_frozen_past_the_deadline_gets_everything_once(serve: Starter) -> None:
+    running = serve(kafka__request_timeout="1s", kafka__delivery_timeout="1s", **SOON_AGAIN).ready()
+    traffic = Traffic(running.http_port, seed=SEED + 3, lives=400).start()
+    traffic.until(100)
+    pid = broker_pid(running)
+    freeze(pid)
+
+    opened = running.event("breaker.opened")
+    log = traffic.join()
+    assert all(sent.accepted for sent in log), "a broker that does not answer is nothing to the clients"
+    assert running.api.get("/readyz").status == 200
+    wait_for(lambda: running.api.get("/healthz").json()["components"]["kafka"]["status"] == "DOWN", "health tells")
+    os.kill(pid, signal.SIGCONT)
+
+    running.event("breaker.closed")
+    assert opened["level"] == "warning"
     finish(running, log)
