@@ -54,7 +54,7 @@ from payflow.wire import id_text
 EMBEDDED: Final = "embedded"
 BREAKER: Final = "kafka-publisher"
 BREAKER_EVENTS: Final = {State.OPEN: "breaker.opened", State.HALF_OPEN: "breaker.half_opened", State.CLOSED: "breaker.closed"}
-# What a memory-only broker may hold published and not booked: it keeps the newest 5 MiB of a partition (DESIGN.md section 2).
+# What a memory-only broker may hold published and not booked: it keeps the newest 5 MiB of a partition.
 UNBOOKED_LIMIT_BYTES: Final = 1 << 20
 LOG_FLUSH_S: Final = 1.0
 
@@ -107,6 +107,8 @@ class App:
         metrics = Metrics(self._figures)
         self._plan_shutdown()
         try:
+            if self._settings.heartbeat.server_url:
+                self._emit("heartbeat.not_built", server_url=self._settings.heartbeat.server_url)
             make_data_dir(self._settings.storage.data_dir)
             await self._start()
             self._control.up()
@@ -419,7 +421,7 @@ def make_data_dir(path: Path) -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Run the payments process until it is told to end; the exit code (DESIGN.md section 13)."""
+    """Run the payments process until it is told to end; the exit code (docs/runbook.md lists them)."""
     telemetry = Telemetry(log_format=settings.log.format, level=settings.log.level)
     try:
         phases = tuple(Phase(name, getattr(settings.shutdown, f"{name}_s")) for name in DEADLINES_S)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from prometheus_async.aio.web import server_stats
-from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, REGISTRY
+from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -302,9 +302,3 @@ def _by_label(name: str, label: str, values: Mapping[str, float]) -> Metric:
     for key, value in sorted(values.items()):
         family.add_metric((key,), value)
     return family
-
-
-def without_default_collectors() -> None:
-    """Platform and garbage collector families cost more at a scrape than they tell."""
-    for collector in (GC_COLLECTOR, PLATFORM_COLLECTOR):
-        REGISTRY.unregister(collector)

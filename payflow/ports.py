@@ -228,7 +228,9 @@ class PaymentsService(Protocol):
     """What the HTTP front calls. Implemented by the intake; shapes are checked by the caller, decisions are made behind it."""
 
     async def submit(self, request: Submit) -> Accepted | Refusal:
-        """Raises Overloaded (nothing was queued), OutcomeUnknown (the write may still happen)."""
+        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown (the
+        write may still happen).
+        """
 
     async def payment(self, payment_id: bytes) -> tuple[Payment, tuple[PaymentEventView, ...]] | None: ...
 

@@ -57,8 +57,10 @@ LEVELS: Final[Mapping[str, str]] = {
     "management.not_acted": "warning",
     "management.not_audited": "warning",
     "intake.shedding": "warning",
+    "publisher.outbox_unreadable": "warning",
+    "ledger.audit_failed": "warning",
+    "heartbeat.not_built": "warning",
     "request.failed": "error",
-    "sqlite.old": "warning",
 }
 
 Event = MutableMapping[str, Any]

@@ -6,6 +6,7 @@ Members and their order are a promise to clients; so is that a stored answer nev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -28,7 +29,6 @@ _SOURCE: Final = b"/payflow"
 _SPEC_VERSION: Final = b"1.0"
 _CONTENT_TYPE: Final = b"application/json"
 # Longest reason; msgspec's messages name the member and the rule.
-_REASON_CHARACTERS: Final = 200
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -197,6 +197,17 @@ _decode_version: Final = msgspec.json.Decoder(_VersionOnly).decode
 _decode_event: Final = msgspec.json.Decoder(_Incoming).decode
 
 
+_PLACE: Final = re.compile(r" - at `[$.\w\[\]]*`$")
+
+
+def _without_values(error: Exception) -> str:
+    """What is wrong and where, never what was there: the reason goes into logs and headers."""
+    place = _PLACE.search(str(error))
+    if isinstance(error, msgspec.ValidationError):
+        return f"not an event of this schema{place[0] if place else ''}"
+    return "not JSON, or not UTF-8"
+
+
 def decode_event(value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> LedgerEvent:
     """The event that a record carries. Raises UndecodableEvent for whatever will be as unreadable tomorrow."""
     if value is None:
@@ -224,7 +235,7 @@ def _body(value: bytes) -> _Incoming:
         body = _decode_event(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _refuse_other_version(value)
-        raise UndecodableEvent(str(error)[:_REASON_CHARACTERS]) from error
+        raise UndecodableEvent(_without_values(error)) from None
     if body.schema_version != SCHEMA_VERSION:
         raise UndecodableEvent(f"unknown schema version {body.schema_version}")
     return body

@@ -17,8 +17,9 @@ from typing import Final
 
 from payflow.actor import Actor, ActorRef
 from payflow.actors.consumer_values import ConsumerCounters, ConsumerSettings, ConsumerSnapshot
-from payflow.actors.dead_letters import DeadLetterWriter, Poison, sort_out
+from payflow.actors.dead_letters import DeadLetterWriter, Poison
 from payflow.actors.lag import Lag
+from payflow.actors.records import positions_after, sort_out
 from payflow.actors.storing import Storing, store
 from payflow.core.ledger import Booking
 from payflow.core.outbox import MarkBooked, Unpublish
@@ -45,6 +46,7 @@ LAG_INTERVAL_S: Final = 2.0
 LOST_AFTER_FAILURES: Final = 3
 # Fetches that may wait here during one transaction; without it a locked ledger would fill the mailbox with records.
 FETCHES_AHEAD: Final = 8
+LATE_MARKS_S: Final = 10.0
 
 
 class Consumer(Actor):
@@ -87,6 +89,7 @@ class Consumer(Actor):
         self._info: LogInfo | None = None
         self._generation = 0
         self._positions: dict[int, int] = {}
+        self._floor: dict[int, int] = {}  # the ledger's positions when we connected: what lies before is done with
         self._queued = 0  # records in the mailbox
         self._waiting: list[Record] = []
         self._poison: list[Poison] = []
@@ -111,9 +114,6 @@ class Consumer(Actor):
         stack.push_async_callback(self._close_clients)
         if self._acks is not None:
             self.ctx.spawn(self._acks.run(), name="acks")
-            if self._settings.volatile and self.ctx.instance > 1:
-                # What the crashed instance had not acknowledged would count against the broker's memory for ever.
-                self._publish_again()
         if self._bootstrap is not None:
             self._connect()
         elif self._broker is not None:
@@ -157,6 +157,8 @@ class Consumer(Actor):
                         self._connect()
                 case Reconnect():
                     self._connect()
+                case Tick(duty=duty) if duty == BOOK:
+                    self._resting = False
                 case Tick(duty=duty) if duty == AUDIT:
                     await self._audit()
                 case _:
@@ -174,8 +176,8 @@ class Consumer(Actor):
             return
         records = self._waiting
         deliveries, poison = sort_out(records)
-        stops = {p.record.partition: p.record.offset for p in reversed(poison)}
-        positions = self._passed | _positions_after(records, stops)
+        poison = [p for p in poison if self._is_new(p.record)]
+        positions = self._passed | positions_after(records, poison=poison, floor=self._floor)
         try:
             booking = await self._ledger.book(
                 deliveries,
@@ -197,12 +199,17 @@ class Consumer(Actor):
         by_place = {(record.partition, record.offset): record for record in records}
         for refused in booking.refused:
             record = by_place[refused.delivery.partition, refused.delivery.offset]
-            poison.append(Poison(record, refused.reason, refused.reason))
+            if self._is_new(record):
+                poison.append(Poison(record, refused.reason, refused.reason))
         if poison:
             self._poison = poison
-            self._burying = self.ctx.spawn(self._bury(_positions_after(records, {})), name="dead-letters")
+            final = positions_after(records, floor=self._floor)
+            self._burying = self.ctx.spawn(self._bury(final), name="dead-letters")
         else:
             self._positions.update(positions)
+
+    def _is_new(self, record: Record) -> bool:
+        return record.offset >= self._floor.get(record.partition, 0)
 
     def _count(self, booking: Booking) -> None:
         self._counters.entries_total += booking.entries
@@ -221,12 +228,7 @@ class Consumer(Actor):
             "consumer.ledger_unavailable", failures=self._failures, retry_in_s=round(delay_s, 3), error=self._last_error
         )
         self._resting = True
-        self.ctx.spawn(self._rest(delay_s), name="rest")
-
-    async def _rest(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        self._resting = False
-        await self.ctx.ref.send(Tick(BOOK))
+        self._send_later(delay_s, Tick(BOOK))
 
     async def _bury(self, positions: dict[int, int]) -> None:
         """Until every dead letter is acknowledged nothing else is booked; the next transaction passes them."""
@@ -252,10 +254,14 @@ class Consumer(Actor):
         events = len(self._acks or ())
         self.ctx.emit("consumer.acks_delayed", events=events, error=f"{type(error).__name__}: {error}")
 
-    def _publish_again(self) -> None:
-        """Everything that was published and is not known to be booked; copies are dropped by their event ids."""
-        if self._outbox is not None:
-            self.ctx.spawn(store(self._outbox, Unpublish(""), delayed=self._acks_delayed), name="unpublish")
+    async def _publish_again(self, outbox: ActorRef) -> None:
+        """Everything that was published and is not known to be booked; copies are dropped by their event ids.
+
+        Twice, because marks that are on their way to the outbox make rows published after the first time.
+        """
+        await store(outbox, Unpublish(""), delayed=self._acks_delayed)
+        await asyncio.sleep(LATE_MARKS_S)
+        await store(outbox, Unpublish(""), delayed=self._acks_delayed)
 
     # ------------------------------------------------------------------ fetching
     async def _fetch(self, source: RecordSource, generation: int) -> None:
@@ -306,8 +312,9 @@ class Consumer(Actor):
         if self._settings.volatile and self._outbox is not None:
             # What the broker dropped before it was booked is still in the outbox: publish it again, read what is left
             # from its beginning. The other partitions go back to what is booked.
-            self._publish_again()
+            self.ctx.spawn(self._publish_again(self._outbox), name="unpublish")
             self._positions.pop(lost.partition, None)
+            self._floor.pop(lost.partition, None)
             self._forget()
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):
@@ -335,7 +342,10 @@ class Consumer(Actor):
                 info = await source.open()
                 positions = dict(await self._ledger.positions(info.log_id, self._settings.topic))
                 if generation == self._generation:
-                    await source.seek(positions)
+                    # What a crashed instance had booked and not acknowledged would count against a volatile broker's
+                    # memory for ever: read all it holds again; the ledger drops the copies and says they are booked.
+                    again = self._settings.volatile and self.ctx.instance > 1
+                    await source.seek({} if again else positions)
         except (TimeoutError, BrokerUnavailable, LaneUnavailable, StoreBusy, StoreUnavailable) as error:
             failure = error
         if generation != self._generation:
@@ -344,7 +354,7 @@ class Consumer(Actor):
         if failure is not None:
             self._lost(source, failure)
             return
-        self._info, self._positions, self._stopped = info, positions, set()
+        self._info, self._positions, self._floor, self._stopped = info, positions, dict(positions), set()
         self._lag.connected()
         self.ctx.emit("consumer.connected", source_id=info.log_id, partitions=info.partitions)
         self.ctx.spawn(self._fetch(source, generation), name="fetch")
@@ -443,9 +453,3 @@ class Consumer(Actor):
     async def _send_after(self, delay_s: float, message: object) -> None:
         await asyncio.sleep(delay_s)
         await self.ctx.ref.send(message)
-
-
-def _positions_after(records: Sequence[Record], stops: dict[int, int]) -> dict[int, int]:
-    """Next offset a partition after these records, but not beyond the first stop of a partition."""
-    positions = {record.partition: record.offset + 1 for record in records}
-    return {partition: min(offset, stops.get(partition, offset)) for partition, offset in positions.items()}

@@ -7,26 +7,22 @@ too large), the letter names its place and size instead; the record itself stays
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from payflow.core.ledger import Delivery
 from payflow.errors import (
     BrokerUnavailable,
     LaneUnavailable,
     PayflowError,
     ProducerBroken,
     RecordRejected,
-    UndecodableEvent,
 )
 from payflow.ports import Clock, EventLog, LogRecord, Record
-from payflow.wire import decode_event
 
 CLOSE_TIMEOUT_S: Final = 2.0
 PARTITION: Final = 0
-UNDECODABLE: Final = "undecodable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +102,3 @@ class DeadLetterWriter:
         except RecordRejected:
             size = ("payflow_source_value_bytes", str(len(record.value or b"")).encode())
             await log.append(self._topic, PARTITION, [LogRecord(None, None, (*headers, size), at_ms)])
-
-
-def sort_out(records: Sequence[Record]) -> tuple[list[Delivery], list[Poison]]:
-    """Decode; what cannot be decoded is poison."""
-    deliveries: list[Delivery] = []
-    poison: list[Poison] = []
-    for record in records:
-        try:
-            event = decode_event(record.value, record.headers)
-        except UndecodableEvent as error:
-            poison.append(Poison(record, UNDECODABLE, error.reason))
-        else:
-            deliveries.append(Delivery(record.partition, record.offset, event, record.value or b""))
-    return deliveries, poison

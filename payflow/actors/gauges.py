@@ -19,6 +19,8 @@ from payflow.messages import Tick
 from payflow.ports import LedgerReader, OutboxReader
 
 INTERVAL_S: Final = 2.0
+# The databases are made by actors that start after this one.
+FIRST_READ_S: Final = 1.0
 READ: Final = "read"
 
 
@@ -50,7 +52,7 @@ class GaugeReader(Actor):
         for reader in (self._outbox, self._ledger):
             if reader is not None:
                 stack.push_async_callback(reader.close)
-        self.ctx.ref.tell(Tick(READ))
+        self.ctx.tell_later(FIRST_READ_S, Tick(READ))
 
     async def handle(self, message: Tick) -> None:
         """Read everything once; what fails keeps its last reading and is named."""

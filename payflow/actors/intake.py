@@ -25,8 +25,6 @@ from payflow.errors import (
     MailboxFull,
     OutcomeUnknown,
     Overloaded,
-    StoreBusy,
-    StoreUnavailable,
 )
 from payflow.ports import HttpFront, LedgerReader, OutboxReader, PaymentEventView, PaymentQuery
 
@@ -129,10 +127,12 @@ class IntakeService:
         self._timeout_s = timeout_s
 
     async def submit(self, request: Submit) -> Accepted | Refusal:
-        """Raises Overloaded (nothing was queued) and OutcomeUnknown (ask again with the same key)."""
+        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown (ask
+        again with the same key).
+        """
         try:
             outcome = await self._intake.ask(request, timeout_s=self._timeout_s)
-        except (MailboxFull, MailboxClosed, StoreBusy, StoreUnavailable) as error:
+        except (MailboxFull, MailboxClosed) as error:
             raise Overloaded(retry_after_s=RETRY_AFTER_S) from error
         except (DeadlineExceeded, ActorStopped, ActorCrashed) as error:
             raise OutcomeUnknown(retry_after_s=RETRY_AFTER_S) from error

@@ -35,7 +35,7 @@ from payflow.ports import Clock, OutboxStore
 PROBE: Final = "probe"
 PURGE: Final = "purge"
 UNPUBLISH: Final = "unpublish"
-# 200 rows a slice stay below one commit of a full group, so retention never holds the writer (spec/outbox-kafka 4.5).
+# 200 rows a slice stay below one commit of a full group, so retention never holds the writer.
 PURGE_ROWS: Final = 200
 PURGE_IDLE_S: Final = 30.0
 PURGE_BUSY_S: Final = 0.25

@@ -144,7 +144,7 @@ class ManagementServer:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         ready, parts = self._health.ready()
-        return _json({"ready": ready, "parts": parts}, status=200 if ready else 503)
+        return _json({"ready": ready, "checks": parts}, status=200 if ready else 503)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         body = self._health.components()

@@ -19,7 +19,7 @@ from payflow.errors import DependencyUnavailable
 
 # Statements one connection keeps prepared; the largest user has about 40.
 _CACHED_STATEMENTS: Final = 256
-# Page cache of the writer, in KiB. More did not help: random keys cost dirty pages (spec/outbox-kafka.md 4.4).
+# Page cache of the writer, in KiB. More did not help: random keys cost dirty pages.
 _CACHE_KIB: Final = 65_536
 # A WAL that grew under a long reader shrinks back to this many bytes.
 _JOURNAL_SIZE_LIMIT_BYTES: Final = 67_108_864

@@ -38,7 +38,7 @@ from payflow.core.payment import Payment, Status
 from payflow.ports import Ids, PaymentEventView, PaymentQuery
 
 BUSY_TIMEOUT_S: Final = 5.0
-# 16 MiB of WAL; a checkpoint of that takes 20 to 28 ms on 1 % of the commits (spec/outbox-kafka.md 4.1).
+# 16 MiB of WAL; a checkpoint of that takes 20 to 28 ms on 1 % of the commits.
 CHECKPOINT_PAGES: Final = 4000
 _NEWEST: Final = (2**62, b"")
 

@@ -226,7 +226,7 @@ class BreakerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrySettings:
-    """The registry server, `payflow registry`."""
+    """The registry server; not part of this version, the keys are checked and not used."""
 
     host: Annotated[str, Text("Address the registry listens on.", form=_HOST, read=read_host)] = "127.0.0.1"
     port: Annotated[int, Integer("Port of the registry; 0 takes any free one.", least=0, most=_PORT)] = 8761
@@ -234,7 +234,7 @@ class RegistrySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatSettings:
-    """The client of a registry."""
+    """The client of a registry; not part of this version, the keys are checked and not used."""
 
     server_url: Annotated[
         str,

@@ -167,7 +167,9 @@ def check_topic(records: list[ConsumerRecord], *data_dirs: Path) -> int:
     """I2 and I4 in Kafka: nothing that was not accepted, all of it, and no event before its predecessor. The copies."""
     accepted = {
         bytes(event).hex(): (bytes(payment), version)
-        for event, payment, version in rows(data_dirs[0] / "payments.db", "SELECT id, payment, version FROM payment_event")
+        for event, payment, version in rows(
+            data_dirs[0] / "payments.db", "SELECT id, payment, version FROM payment_event"
+        )
     }
     seen: dict[bytes, list[int]] = defaultdict(list)
     ids = set()
@@ -206,18 +208,23 @@ async def test_a_payment_is_published_as_cloud_events_and_booked(cluster: Cluste
     assert len(records) == 4
     mine = [record for record in records if record.key.decode() == payment["id"]]
     assert [event["outbox"] for event in payment["events"]] == ["published"] * 3
-    assert [(event["partition"], event["offset"]) for event in payment["events"]] == [(r.partition, r.offset) for r in mine]
+    assert [(event["partition"], event["offset"]) for event in payment["events"]] == [
+        (r.partition, r.offset) for r in mine
+    ]
     for record, event, version in zip(mine, payment["events"], (1, 2, 3), strict=True):
         said, value = headers(record), json.loads(record.value)
-        assert said.items() >= {
-            "ce_specversion": "1.0",
-            "ce_id": event["id"],
-            "ce_type": event["type"],
-            "ce_source": "/payflow",
-            "ce_subject": payment["id"],
-            "ce_time": event["at"],
-            "content-type": "application/json",
-        }.items()
+        assert (
+            said.items()
+            >= {
+                "ce_specversion": "1.0",
+                "ce_id": event["id"],
+                "ce_type": event["type"],
+                "ce_source": "/payflow",
+                "ce_subject": payment["id"],
+                "ce_time": event["at"],
+                "content-type": "application/json",
+            }.items()
+        )
         assert datetime.fromisoformat(said["ce_time"]).tzinfo is not None
         assert (value["event_id"], value["payment_id"], value["version"]) == (event["id"], payment["id"], version)
         assert (value["amount"], value["currency"], value["schema_version"]) == (event["amount"], "EUR", 1)
@@ -261,7 +268,9 @@ async def test_the_lag_of_the_consumer_is_visible_here_and_to_kafkas_own_tools(c
     wait_for(lambda: rows(running.data_dir / "payments.db", published) == [(0,)], "all is published")
 
     management = running.management
-    wait_for(lambda: metric(management.get("/metrics").body, "payflow_consumer_lag_records") >= len(log), "lag in the metric")
+    wait_for(
+        lambda: metric(management.get("/metrics").body, "payflow_consumer_lag_records") >= len(log), "lag in the metric"
+    )
     assert 0 < metric(management.get("/metrics").body, "payflow_consumer_lag_seconds") < 600
     await cluster.has_committed(3)
 
@@ -308,7 +317,10 @@ async def test_two_processes_share_the_work_and_either_can_be_killed(cluster: Cl
     ingest_dir, ledger_dir = cluster.folder / "ingest", cluster.folder / "ledger"
     ingest = cluster.serve("--roles", "ingest", data_dir=ingest_dir).ready()
     consumer = cluster.serve("--roles", "consumer", data_dir=ledger_dir).ready()
-    assert [ingest.api.get("/info").json()["roles"], consumer.api.get("/info").json()["roles"]] == [["ingest"], ["consumer"]]
+    assert [ingest.api.get("/info").json()["roles"], consumer.api.get("/info").json()["roles"]] == [
+        ["ingest"],
+        ["consumer"],
+    ]
     log = whole_life(ingest.api)
     settle(ingest_dir, ledger_dir, acknowledged=False)
     check_api(log, ingest.api, consumer.api)

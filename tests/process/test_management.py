@@ -20,6 +20,8 @@ TOKEN = "token-of-alice-0123456789"
 OTHER_TOKEN = "token-of-bob-9876543210"
 TOKENS = {"PAYFLOW_MANAGEMENT__TOKENS__ALICE": TOKEN, "PAYFLOW_MANAGEMENT__TOKENS__BOB": OTHER_TOKEN}
 ALLOWED = TOKENS | {"PAYFLOW_MANAGEMENT__ALLOW_ACTIONS": "true"}
+# A breaker that a restart of the broker opened looks again after a second instead of thirty.
+SOON_AGAIN = {"breaker__kafka-publisher__wait_duration_in_open_state": "1s"}
 ACTORS = {"gauges", "management", "broker", "outbox", "publisher", "consumer", "intake"}
 SECRET = "topsecret"
 
@@ -136,9 +138,10 @@ def test_what_is_not_there_is_a_problem_document(site: Serve, path: str, status:
 def test_health_and_metrics_are_here_too(site: Serve) -> None:
     for path in ("/livez", "/readyz", "/healthz", "/info", "/metrics", "/circuit-breaker/status"):
         assert site.management.get(path).status == 200, path
-    assert site.management.get("/circuit-breaker/kafka-publisher").json() == site.api.get(
-        "/circuit-breaker/kafka-publisher"
-    ).json()
+    assert (
+        site.management.get("/circuit-breaker/kafka-publisher").json()
+        == site.api.get("/circuit-breaker/kafka-publisher").json()
+    )
     assert b"payflow_mailbox_depth" in site.management.get("/metrics").body
 
 
@@ -170,7 +173,7 @@ def test_actions_that_are_not_switched_on_are_403_also_for_a_token(site: Serve) 
 def switched_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """One process in which actions are on."""
     with starter(tmp_path_factory.mktemp("actions")) as start:
-        yield start(env=ALLOWED).ready()
+        yield start(env=ALLOWED, **SOON_AGAIN).ready()
 
 
 @pytest.mark.parametrize(
@@ -301,6 +304,19 @@ def test_an_outbox_that_cannot_store_refuses_actions_and_brings_nothing_down(ser
     check_books(log, running.data_dir)
     assert [row[1:3] for row in audit(running)] == [("pause", "outbox"), ("resume", "outbox")]
     assert running.stop() == 0
+
+
+def test_an_outbox_that_is_stuck_can_be_restarted_although_the_audit_needs_it(serve: Starter) -> None:
+    running = serve(env=ALLOWED).ready()
+    assert act(running, "outbox", "pause", {"reason": "look", "max_s": 600}).status == 200
+
+    restarted = act(running, "outbox", "restart", {"reason": "stuck"})
+
+    assert restarted.status == 200
+    log = whole_life(running.api) if state_of(running, "outbox") == "running" else []
+    assert [row[1:3] for row in audit(running)][:1] == [("pause", "outbox")]
+    settle(running.data_dir)
+    check_books(log, running.data_dir)
 
 
 def test_tokens_come_from_a_secrets_directory(serve: Starter, tmp_path: Path) -> None:

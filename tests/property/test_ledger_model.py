@@ -145,7 +145,7 @@ async def test_the_number_of_duplicates_held_and_booked_adds_up(
 async def test_crashes_and_poison_change_nothing_and_no_position_passes_an_unanswered_refusal(
     log: tuple[list[LedgerEvent], list[list[Delivery]]], data: st.DataObject
 ) -> None:
-    """The consumer of DESIGN.md section 3, with a crash possible before and after each dead letter."""
+    """The consumer, with a crash possible before and after each dead letter."""
     stream, partitions = log
     poison = [delivery for part in partitions for delivery in part if delivery.event not in stream]
     poisoned = {(delivery.partition, delivery.offset) for delivery in poison}

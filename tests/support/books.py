@@ -1,6 +1,6 @@
 """Traffic with a client's log, and the check that log, databases and API tell the same story (I1 to I5).
 
-The log holds every request with its answer, or None where no answer came. It is the only witness the server has no say in.
+The log holds every request with its answer, or None where no answer came: the only witness the server has no say in.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from tests.support.process import WAIT_S, Client, Reply, wait_for
-
-PENDING, PUBLISHED = 0, 1
-TYPES = {1: "authorized", 2: "captured", 3: "refunded", 4: "voided"}
 
 
 # ------------------------------------------------------------------ traffic
@@ -167,9 +165,8 @@ def settle(*data_dirs: Path, acknowledged: bool = True, timeout_s: float = WAIT_
     payments, ledger = data_dirs[0] / "payments.db", data_dirs[-1] / "ledger.db"
 
     def state() -> tuple[int, int, int]:
-        ((events, unsent, untold),) = rows(
-            payments, "SELECT count(*), coalesce(sum(state <> 1), 0), coalesce(sum(booked_at_us IS NULL), 0) FROM payment_event"
-        )
+        counts = "count(*), coalesce(sum(state <> 1), 0), coalesce(sum(booked_at_us IS NULL), 0)"
+        ((events, unsent, untold),) = rows(payments, f"SELECT {counts} FROM payment_event")
         ((booked,),) = rows(ledger, "SELECT count(*) FROM inbox")
         return events - booked, unsent, untold if acknowledged else 0
 
@@ -184,9 +181,8 @@ def check_books(log: Sequence[Sent], *data_dirs: Path) -> int:
     payments, ledger = data_dirs[0] / "payments.db", data_dirs[-1] / "ledger.db"
     for path in (payments, ledger):
         assert rows(path, "PRAGMA integrity_check") == [("ok",)], path
-    events = rows(
-        payments, "SELECT id, payment, version, type, amount, broker, partition, \"offset\" FROM payment_event ORDER BY seq"
-    )
+    columns = 'id, payment, version, type, amount, broker, partition, "offset"'
+    events = rows(payments, f"SELECT {columns} FROM payment_event ORDER BY seq")
     inbox = rows(ledger, "SELECT event_id, payment_id, version, type, amount FROM inbox")
     _accepted_is_stored(log, events)
     # I1, I2, I3: the same events on both sides, each once.
@@ -202,7 +198,7 @@ def check_books(log: Sequence[Sent], *data_dirs: Path) -> int:
 
 
 def _accepted_is_stored(log: Sequence[Sent], events: Sequence[Any]) -> None:
-    """I1 from the outside in, and I2 from the inside out: an event is there because a request asked for it, and once."""
+    """I1 from the outside in, I2 from the inside out: an event is there because a request asked for it, and once."""
     asked = Counter((UUID(sent.payment()["id"]).bytes, sent.payment()["version"]) for sent in log if sent.accepted)
     stored = Counter((payment, version) for _, payment, version, *_ in events)
     assert max(stored.values(), default=1) == 1
@@ -219,10 +215,10 @@ def _order_was_kept(events: Sequence[Any]) -> None:
         lives[payment].append((version, broker, partition, offset))
     for life in lives.values():
         assert [version for version, *_ in life] == list(range(1, len(life) + 1))
-        for (_, broker, partition, offset), (_, next_broker, next_partition, next_offset) in zip(life, life[1:], strict=False):
+        for (_, broker, *place), (_, next_broker, *next_place) in pairwise(life):
             if broker == next_broker:
-                assert partition == next_partition
-                assert offset < next_offset
+                assert place[0] == next_place[0]
+                assert place[1] < next_place[1]
 
 
 def _state_is_the_sum_of_its_events(payments: Path) -> None:
@@ -230,8 +226,10 @@ def _state_is_the_sum_of_its_events(payments: Path) -> None:
         payments,
         """
         SELECT hex(p.id), p.version, p.captured_amount, p.refunded_amount FROM payment p
-        LEFT JOIN (SELECT payment, max(version) AS version, sum(amount * (version > 1)) AS moved FROM payment_event GROUP BY payment) e
-        ON e.payment = p.id
+        LEFT JOIN (
+          SELECT payment, max(version) AS version, sum(amount * (version > 1)) AS moved
+          FROM payment_event GROUP BY payment
+        ) e ON e.payment = p.id
         WHERE e.version IS NOT p.version
         OR (p.status <> 'VOIDED' AND e.moved <> p.captured_amount + p.refunded_amount)
         """,
@@ -256,18 +254,20 @@ def _entries_are_right(ledger: Path, inbox: Sequence[Any]) -> None:
         ledger,
         """
         SELECT a.account, a.currency FROM account a LEFT JOIN posting p ON p.account_id = a.id
-        GROUP BY a.id HAVING a.debit <> sum(p.amount * (p.side = 'debit')) OR a.credit <> sum(p.amount * (p.side = 'credit'))
+        GROUP BY a.id
+        HAVING a.debit <> sum(p.amount * (p.side = 'debit')) OR a.credit <> sum(p.amount * (p.side = 'credit'))
         """,
     )
     assert drift == []
 
 
 def check_api(log: Sequence[Sent], api: Client, ledger_api: Client | None = None, *, sample: int = 25) -> None:
-    """What clients and operators are shown agrees with the log: the last state of some payments, and the trial balance."""
+    """What clients and operators are shown agrees with the log: last state of some payments, and the trial balance."""
     books = ledger_api or api
     newest: dict[str, dict[str, Any]] = {}
-    for sent in log:
-        if sent.accepted and (payment := sent.payment())["version"] > newest.get(payment["id"], {"version": 0})["version"]:
+    for sent in filter(lambda sent: sent.accepted, log):
+        payment = sent.payment()
+        if payment["version"] > newest.get(payment["id"], {"version": 0})["version"]:
             newest[payment["id"]] = payment
     for payment_id in random.Random(len(log)).sample(sorted(newest), min(sample, len(newest))):
         shown = api.get(f"/payments/{payment_id}").json()

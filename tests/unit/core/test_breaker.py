@@ -576,7 +576,7 @@ def test_snapshot_of_an_exhausted_round_names_no_time() -> None:
 
 
 def test_status_body_is_the_seeds_json() -> None:
-    """spec/breaker.md 2.3, byte for byte."""
+    """The body of GET /circuit-breaker/{name}, byte for byte."""
     breaker = make(sliding_window_size=25)
     call(breaker, *[FAST] * 14, *[SLOW] * 11)
 

@@ -14,8 +14,8 @@ ID_IN_NAME = re.compile(r"^(?:async )?def test_(mb|lc|sv|db)_(\d\d)_", re.MULTIL
 
 # Cases without a test here, each with the reason.
 LEFT_OUT = {
-    "DB-03": "traces are postponed (DESIGN.md section 6); the case itself says so",
-    "DB-07": "/debug/waits is not needed now (DESIGN.md section 6)",
+    "DB-03": "traces are postponed",
+    "DB-07": "/debug/waits is not needed now",
     "DB-08": "about ports and tokens: it is tested with the management HTTP adapter, not with the runtime",
 }
 
