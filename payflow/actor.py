@@ -173,7 +173,9 @@ class Belongings:
             try:
                 self._ref.tell(message)
             except (MailboxFull, MailboxClosed) as error:  # nobody is there to hear it but the log
-                self._emit("actor.timer_refused", actor=self._ref.id, message_type=type(message).__name__, error=str(error))
+                self._emit(
+                    "actor.timer_refused", actor=self._ref.id, message_type=type(message).__name__, error=str(error)
+                )
 
         timer = asyncio.get_running_loop().call_later(delay_s, fire)
         self._timers.add(timer)

@@ -53,7 +53,11 @@ from payflow.wire import id_text
 
 EMBEDDED: Final = "embedded"
 BREAKER: Final = "kafka-publisher"
-BREAKER_EVENTS: Final = {State.OPEN: "breaker.opened", State.HALF_OPEN: "breaker.half_opened", State.CLOSED: "breaker.closed"}
+BREAKER_EVENTS: Final = {
+    State.OPEN: "breaker.opened",
+    State.HALF_OPEN: "breaker.half_opened",
+    State.CLOSED: "breaker.closed",
+}
 # What a memory-only broker may hold published and not booked: it keeps the newest 5 MiB of a partition.
 UNBOOKED_LIMIT_BYTES: Final = 1 << 20
 LOG_FLUSH_S: Final = 1.0
@@ -121,7 +125,7 @@ class App:
             await self.system.stop(grace_s=0)
 
     async def _start(self) -> None:
-        """Start the tree. What is missing outside is said in its own sentence: the operator need not read a chain of causes."""
+        """Start the tree. What is missing outside is said in its own sentence: nobody has to read a chain of causes."""
         try:
             await self.system.start()
         except StartFailed as failed:
@@ -133,7 +137,10 @@ class App:
             raise
 
     def _plan_shutdown(self) -> None:
-        """Who does what in which phase. The intake's drain unbinds and waits for its answers; marks reach the outbox until it stops."""
+        """Who does what in which phase.
+
+        The intake's drain unbinds and waits for its answers; marks reach the outbox until it stops.
+        """
         add = self._control.shutdown.add
         graces = self._settings.shutdown
 
@@ -146,7 +153,7 @@ class App:
                     await self.system.drain(actor_id, timeout_s=graces.drain_s)
 
         add("announce", "readiness", announce)
-        add("unbind", "intake", lambda: self._front.unbind())
+        add("unbind", "intake", lambda: self._front.unbind())  # noqa: PLW0108 - a restarted intake has another front
         add(
             "requests_done", "intake", lambda: self.system.drain("intake", timeout_s=graces.requests_done_s, close=True)
         )

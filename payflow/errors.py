@@ -1,4 +1,6 @@
-"""The exception tree. Wrong input, refused work and a failing outside world are told apart by type; fields carry what a caller needs."""
+"""The exception tree. Wrong input, refused work and a failing outside world are told apart by type; fields carry what a
+caller needs.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,8 @@ class LaneUnavailable(PayflowError):
 
 
 class ProducerBroken(PayflowError):
-    """The producer instance is unusable (fenced, out of order sequence, its sender died): discard it and build another."""
+    """The producer instance is unusable (fenced, out of order sequence, its sender died): discard it and build another.
+    """
 
 
 class OffsetOutOfRange(PayflowError):
@@ -153,7 +156,9 @@ class OutcomeUnknown(PayflowError):
 
 # ------------------------------------------------------------------ circuit breaker
 class CallNotPermitted(PayflowError):
-    """The breaker refused the call before it began. `retry_after_s` is None where outcomes of trials decide, not the clock."""
+    """The breaker refused the call before it began. `retry_after_s` is None where outcomes of trials decide, not the
+    clock.
+    """
 
     def __init__(self, name: str, state: str, retry_after_s: float | None) -> None:
         super().__init__(name, state, retry_after_s)
@@ -168,7 +173,9 @@ class CallNotPermitted(PayflowError):
 
 # ------------------------------------------------------------------ events
 class UndecodableEvent(PayflowError):
-    """A record that no retry will make readable. `reason` is short and holds nothing of the payload but names of members."""
+    """A record that no retry will make readable. `reason` is short and holds nothing of the payload but names of
+    members.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

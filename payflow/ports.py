@@ -1,4 +1,5 @@
-"""What payflow needs from the outside, as protocols. Adapters implement them, actors use them, fakes in tests pass the same contract suites.
+"""What payflow needs from the outside, as protocols. Adapters implement them, actors use them, fakes in tests pass the
+same contract suites.
 
 Sizes are bytes, times are seconds unless a name says otherwise (`_us`: microseconds UTC), ids are 16 bytes.
 """
@@ -12,6 +13,7 @@ from typing import Protocol
 from payflow.core.ledger import AccountBalance, Booking, CurrencyBalance, Delivery, Entry
 from payflow.core.outbox import Accepted, Backlog, Outcome, PendingRow, Submit, Write
 from payflow.core.payment import EventType, Payment, Refusal, Status
+from payflow.core.value import value
 
 
 # ------------------------------------------------------------------ clock, ids, chance
@@ -36,7 +38,8 @@ class Ids(Protocol):
 class OutboxStore(Protocol):
     """Sole writer of the payments database. One call is one transaction.
 
-    Raises StoreBusy or StoreUnavailable when nothing was written, StoreOutcomeUnknown when that cannot be told (reopen before any other call),
+    Raises StoreBusy or StoreUnavailable when nothing was written, StoreOutcomeUnknown when that cannot be told (reopen
+    before any other call),
     ValueError-like errors of a single bad write as StoreRejected: the caller splits the group and tries again.
     """
 
@@ -68,7 +71,8 @@ class PaymentEventView:
 
 @dataclass(frozen=True, slots=True)
 class PaymentQuery:
-    """Filter and place of a list. `after` is the (created_at_us, id) of the last item of the page before; newest first."""
+    """Filter and place of a list. `after` is the (created_at_us, id) of the last item of the page before; newest first.
+    """
 
     merchant_id: str | None = None
     status: Status | None = None
@@ -84,7 +88,9 @@ class OutboxReader(Protocol):
     async def open(self) -> None: ...
 
     async def pending(self, *, after_seq: int, limit: int, max_bytes: int) -> list[PendingRow]:
-        """Pending rows in sequence, without those whose key is held; at least one row even if it alone is above `max_bytes`."""
+        """Pending rows in sequence, without those whose key is held; at least one row even if it alone is above
+        `max_bytes`.
+        """
 
     async def backlog(self) -> Backlog: ...
 
@@ -112,7 +118,8 @@ class Ledger(Protocol):
     ) -> Booking:
         """Inbox, postings, held events and positions in one transaction.
 
-        `positions` are the next offsets after this batch; the position of a partition with a refused delivery stops at its offset. `at_us`
+        `positions` are the next offsets after this batch; the position of a partition with a refused delivery stops at
+        its offset. `at_us`
         is the booking time.
         """
 
@@ -148,7 +155,7 @@ class LogInfo:
     partitions: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LogRecord:
     """A record to append."""
 
@@ -159,7 +166,9 @@ class LogRecord:
 
 
 class EventLog(Protocol):
-    """An idempotent producer. An instance that raised ProducerBroken, or whose append was given up, is only good for `discard`."""
+    """An idempotent producer. An instance that raised ProducerBroken, or whose append was given up, is only good for
+    `discard`.
+    """
 
     async def open(self) -> LogInfo:
         """Connect, create missing topics on a real cluster. Raises BrokerUnavailable, LaneUnavailable."""
@@ -167,8 +176,10 @@ class EventLog(Protocol):
     async def append(self, topic: str, partition: int, records: Sequence[LogRecord]) -> tuple[int, int]:
         """Append the longest prefix that fits one batch; returns (how many, offset of the first). acks=all.
 
-        Raises RecordRejected (the first record can never be taken), LaneUnavailable (topic or rights are missing), BrokerUnavailable (nothing is
-        known to be wrong with the record), ProducerBroken (build a new one first). May never return while the broker is gone: the caller owns the
+        Raises RecordRejected (the first record can never be taken), LaneUnavailable (topic or rights are missing),
+        BrokerUnavailable (nothing is
+        known to be wrong with the record), ProducerBroken (build a new one first). May never return while the broker is
+        gone: the caller owns the
         deadline.
         """
 
@@ -176,7 +187,7 @@ class EventLog(Protocol):
         """Stop within the time given, abandoning what does not stop. Never raises."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Record:
     """A record that was read."""
 
@@ -197,7 +208,8 @@ class RecordSource(Protocol):
         """Start reading there; partitions that are absent are read from their beginning."""
 
     async def fetch(self, *, max_records: int, timeout_s: float) -> list[Record]:
-        """Records in order per partition; an empty list after the timeout. Raises OffsetOutOfRange, BrokerUnavailable."""
+        """Records in order per partition; an empty list after the timeout. Raises OffsetOutOfRange, BrokerUnavailable.
+        """
 
     def pause(self, partitions: Sequence[int]) -> None: ...
 
@@ -206,7 +218,8 @@ class RecordSource(Protocol):
     async def commit(self, positions: Mapping[int, int]) -> None:
         """Tell Kafka how far we are, for lag tools only. Never raises for a broker that is away."""
 
-    async def end_offsets(self) -> Mapping[int, int]: ...
+    async def bounds(self) -> Mapping[int, tuple[int, int]]:
+        """(First offset that is there, next offset to be written), a partition. Raises BrokerUnavailable."""
 
     async def close(self, *, timeout_s: float) -> None: ...
 
@@ -214,8 +227,11 @@ class RecordSource(Protocol):
 class BrokerProcess(Protocol):
     """The embedded broker: a child process that ends with us."""
 
+    def check(self) -> None:
+        """Raises DependencyUnavailable when the extra it needs is not installed."""
+
     async def start(self) -> tuple[str, str]:
-        """(bootstrap address, broker id). Raises DependencyUnavailable when the extra is not installed, BrokerUnavailable when it does not start."""
+        """(bootstrap address, broker id). Raises BrokerUnavailable when it does not start."""
 
     async def wait(self) -> int:
         """Exit status, when it ends."""
@@ -225,10 +241,13 @@ class BrokerProcess(Protocol):
 
 # ------------------------------------------------------------------ HTTP
 class PaymentsService(Protocol):
-    """What the HTTP front calls. Implemented by the intake; shapes are checked by the caller, decisions are made behind it."""
+    """What the HTTP front calls. Implemented by the intake; shapes are checked by the caller, decisions are made behind
+    it.
+    """
 
     async def submit(self, request: Submit) -> Accepted | Refusal:
-        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown (the
+        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown
+        (the
         write may still happen).
         """
 
@@ -269,7 +288,8 @@ class HttpFront(Protocol):
 
 
 class ManagementService(Protocol):
-    """What the management front calls. Reads are answered from memory (journey: from the databases); every list has a limit.
+    """What the management front calls. Reads are answered from memory (journey: from the databases); every list has a
+    limit.
 
     Methods that name an actor raise KeyError for one that is not there.
     """

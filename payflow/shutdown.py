@@ -151,7 +151,7 @@ class ProcessControl:
     async def _main(self, main: Main) -> None:
         try:
             await main(self)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - it becomes the exit code, see result()
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - becomes the exit code
             self._fail(error)
         finally:
             if not self._is_ending:
@@ -191,7 +191,8 @@ def run(
     """Run `main` as this process and return its exit code; see `ProcessControl` for what main has to do.
 
     Call it once, from the main thread, and leave with the code. SIGINT and SIGTERM are ignored from then on, for the
-    code is decided. `budget_s` is by default what the phases may take together and the time to unwind. When a thread that the interpreter would wait for is left, the watchdog stays armed.
+    code is decided. `budget_s` is by default what the phases may take together and the time to unwind. When a thread
+    that the interpreter would wait for is left, the watchdog stays armed.
     """
     assert threading.current_thread() is threading.main_thread()
     try:

@@ -242,14 +242,17 @@ class ActorSlot:
         if not instance.ready.done():
             return  # `start` is waiting for it and tells
         self._enter(ActorState.FAILED if failed and not self._stopping else ActorState.STOPPED)
-        self._world.emit(
-            "actor.crashed" if ended.reason is ExitReason.CRASHED else "actor.stopped",
-            actor=self.id,
-            instance=instance.number,
-            reason=ended.reason,
-            error=last_line(ended.cause),
-            traceback="".join(traceback.format_exception(ended.cause)) if ended.cause is not None else "",
-        )
+        if ended.reason is not ExitReason.CRASHED:
+            self._world.emit("actor.stopped", actor=self.id, instance=instance.number, reason=ended.reason)
+        else:
+            self._world.emit(
+                "actor.crashed",
+                actor=self.id,
+                instance=instance.number,
+                reason=ended.reason,
+                error=last_line(ended.cause),
+                traceback="".join(traceback.format_exception(ended.cause)) if ended.cause is not None else "",
+            )
         if not self._stopping:
             self._on_down(Down(self.id, instance.number, ended.reason, ended.cause))
 

@@ -1,8 +1,8 @@
 """Logs: structlog on a bounded queue, written by one thread.
 
-A log call on the loop puts a dictionary on a queue and returns; rendering and writing happen in the thread, so a pipe that blocks stops no payment.
-What does not fit is dropped and counted, and the count is the first thing written when there is room again. Events are names with fields
-(docs/events.md); no text contains values.
+A log call on the loop puts a dictionary on a queue and returns; rendering and writing happen in the thread, so a pipe
+that blocks stops no payment. What does not fit is dropped and counted, and the count is the first thing written when
+there is room again. Events are names with fields (docs/events.md); no text contains values.
 """
 
 from __future__ import annotations
@@ -172,12 +172,13 @@ class Telemetry:
         root = logging.getLogger()
         root.addHandler(self._handler)
         root.setLevel(logging.WARNING)
-        # aiokafka logs keys and values, aiosqlite statements with their parameters at DEBUG: payments must not get there by a changed root level.
+        # aiokafka logs keys and values, aiosqlite statements with their parameters at DEBUG: a changed root level must
+        # not bring payments there.
         for name in ("aiokafka", "aiosqlite"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Log one event with its fields. An end that is no clean one is an error: no level may hide why the process is gone."""
+        """Log one event with its fields. An end with a code is an error: no level may hide why the process is gone."""
         level = "error" if event == "process.ended" and fields.get("exit_code") else LEVELS.get(event, "info")
         getattr(self._log, level)(event, **fields)
 

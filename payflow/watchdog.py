@@ -86,7 +86,7 @@ class LoopWatchdog:
         self,
         emit: Emit,
         *,
-        watch: Watch = Watch(),  # noqa: B008 - frozen
+        watch: Watch = Watch(),
         clock: Callable[[], float] = time.monotonic,
         end: Callable[[int], None] = end_process,
     ) -> None:

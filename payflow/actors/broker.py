@@ -36,7 +36,8 @@ class Broker(Actor):
         self._moved: BrokerMoved | None = None
 
     async def on_start(self, stack: AsyncExitStack) -> None:
-        """Start the child in the background."""
+        """Start the child in the background; only a missing package fails the start at once."""
+        self._process.check()
         stack.push_async_callback(self._process.stop)
         self.ctx.spawn(self._keep(), name="child")
 

@@ -89,7 +89,6 @@ class Consumer(Actor):
         self._info: LogInfo | None = None
         self._generation = 0
         self._positions: dict[int, int] = {}
-        self._floor: dict[int, int] = {}  # the ledger's positions when we connected: what lies before is done with
         self._queued = 0  # records in the mailbox
         self._waiting: list[Record] = []
         self._poison: list[Poison] = []
@@ -114,6 +113,9 @@ class Consumer(Actor):
         stack.push_async_callback(self._close_clients)
         if self._acks is not None:
             self.ctx.spawn(self._acks.run(), name="acks")
+        if self._outbox is not None and self._settings.volatile and self.ctx.instance > 1:
+            # What the crashed one had booked and not acknowledged would count against the broker's memory for ever.
+            self.ctx.spawn(self._publish_again(self._outbox), name="unpublish")
         if self._bootstrap is not None:
             self._connect()
         elif self._broker is not None:
@@ -176,8 +178,7 @@ class Consumer(Actor):
             return
         records = self._waiting
         deliveries, poison = sort_out(records)
-        poison = [p for p in poison if self._is_new(p.record)]
-        positions = self._passed | positions_after(records, poison=poison, floor=self._floor)
+        positions = self._passed | positions_after(records, poison=poison)
         try:
             booking = await self._ledger.book(
                 deliveries,
@@ -199,17 +200,12 @@ class Consumer(Actor):
         by_place = {(record.partition, record.offset): record for record in records}
         for refused in booking.refused:
             record = by_place[refused.delivery.partition, refused.delivery.offset]
-            if self._is_new(record):
-                poison.append(Poison(record, refused.reason, refused.reason))
+            poison.append(Poison(record, refused.reason, refused.reason))
         if poison:
             self._poison = poison
-            final = positions_after(records, floor=self._floor)
-            self._burying = self.ctx.spawn(self._bury(final), name="dead-letters")
+            self._burying = self.ctx.spawn(self._bury(positions_after(records)), name="dead-letters")
         else:
             self._positions.update(positions)
-
-    def _is_new(self, record: Record) -> bool:
-        return record.offset >= self._floor.get(record.partition, 0)
 
     def _count(self, booking: Booking) -> None:
         self._counters.entries_total += booking.entries
@@ -314,7 +310,6 @@ class Consumer(Actor):
             # from its beginning. The other partitions go back to what is booked.
             self.ctx.spawn(self._publish_again(self._outbox), name="unpublish")
             self._positions.pop(lost.partition, None)
-            self._floor.pop(lost.partition, None)
             self._forget()
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):
@@ -342,10 +337,7 @@ class Consumer(Actor):
                 info = await source.open()
                 positions = dict(await self._ledger.positions(info.log_id, self._settings.topic))
                 if generation == self._generation:
-                    # What a crashed instance had booked and not acknowledged would count against a volatile broker's
-                    # memory for ever: read all it holds again; the ledger drops the copies and says they are booked.
-                    again = self._settings.volatile and self.ctx.instance > 1
-                    await source.seek({} if again else positions)
+                    await source.seek(positions)
         except (TimeoutError, BrokerUnavailable, LaneUnavailable, StoreBusy, StoreUnavailable) as error:
             failure = error
         if generation != self._generation:
@@ -354,7 +346,7 @@ class Consumer(Actor):
         if failure is not None:
             self._lost(source, failure)
             return
-        self._info, self._positions, self._floor, self._stopped = info, positions, dict(positions), set()
+        self._info, self._positions, self._stopped = info, positions, set()
         self._lag.connected()
         self.ctx.emit("consumer.connected", source_id=info.log_id, partitions=info.partitions)
         self.ctx.spawn(self._fetch(source, generation), name="fetch")
@@ -428,7 +420,7 @@ class Consumer(Actor):
                 continue
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):
-                    ends = await source.end_offsets()
+                    bounds = await source.bounds()
                 if generation == self._generation:
                     await source.commit(dict(self._positions))
             except (TimeoutError, BrokerUnavailable, LaneUnavailable) as error:
@@ -438,7 +430,7 @@ class Consumer(Actor):
                 continue
             failures = 0
             if generation == self._generation:
-                self._lag.read(sum(max(0, end - self._positions.get(p, 0)) for p, end in ends.items()))
+                self._lag.read(sum(max(0, end - self._positions.get(p, first)) for p, (first, end) in bounds.items()))
                 if self._lag.stalled and self._idle.is_set() and not self._stopped:
                     self._lost(source, BrokerUnavailable("no progress while records wait"))
 

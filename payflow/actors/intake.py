@@ -127,8 +127,8 @@ class IntakeService:
         self._timeout_s = timeout_s
 
     async def submit(self, request: Submit) -> Accepted | Refusal:
-        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown (ask
-        again with the same key).
+        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown
+        (ask again with the same key).
         """
         try:
             outcome = await self._intake.ask(request, timeout_s=self._timeout_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from payflow.actors.dead_letters import Poison
@@ -28,12 +28,8 @@ def sort_out(records: Sequence[Record]) -> tuple[list[Delivery], list[Poison]]:
     return deliveries, poison
 
 
-def positions_after(
-    records: Sequence[Record], *, poison: Sequence[Poison] = (), floor: Mapping[int, int]
-) -> dict[int, int]:
-    """Next offset a partition after these records, but not beyond the first poison of a partition, and never below
-    `floor`: records that are read again move no position back.
-    """
+def positions_after(records: Sequence[Record], *, poison: Sequence[Poison] = ()) -> dict[int, int]:
+    """Next offset a partition after these records, but not beyond the first poison of a partition."""
     stops = {p.record.partition: p.record.offset for p in reversed(poison)}
     positions = {record.partition: record.offset + 1 for record in records}
-    return {p: max(min(offset, stops.get(p, offset)), floor.get(p, 0)) for p, offset in positions.items()}
+    return {partition: min(offset, stops.get(partition, offset)) for partition, offset in positions.items()}

@@ -43,11 +43,15 @@ class EmbeddedBroker:
         process = self._process
         return None if process is None or process.returncode is not None else process.pid
 
+    def check(self) -> None:
+        """Raises DependencyUnavailable when the extra is not installed."""
+        if importlib.util.find_spec("confluent_kafka") is None:
+            raise DependencyUnavailable(EXTRA_MISSING)
+
     async def start(self) -> tuple[str, str]:
         """Start the child and return (bootstrap address, broker id)."""
         assert self._process is None, "an EmbeddedBroker starts once"
-        if importlib.util.find_spec("confluent_kafka") is None:
-            raise DependencyUnavailable(EXTRA_MISSING)
+        self.check()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "payflow.adapters.embedded_broker", stdin=PIPE, stdout=PIPE, stderr=DEVNULL
         )

@@ -1,7 +1,7 @@
-"""The management site: health, metrics, the debug endpoint and the few actions of an operator. Loopback only, off the payments port.
+"""The management site: health, metrics, the debug endpoint and the few actions of an operator.
 
-GETs are open on loopback and do work only when asked. A POST needs a bearer token (401), actions switched on (403) and a reason (422), in that
-order; the caller's name is the token's name.
+Loopback only, off the payments port. GETs are open and do work only when asked. A POST needs a bearer token (401),
+actions switched on (403) and a reason (422), in that order; the caller's name is the token's name.
 """
 
 from __future__ import annotations
@@ -239,7 +239,8 @@ class ManagementServer:
 
 def _why_not_bound(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"cannot listen on {host}:{port}: another process has this port; stop it or choose another with --management-port"
+        advice = "stop it or choose another with --management-port"
+        return f"cannot listen on {host}:{port}: another process has this port; {advice}"
     return f"cannot listen on {host}:{port} for management: {os.strerror(error.errno) if error.errno else error}"
 
 

@@ -120,7 +120,7 @@ class KafkaRecordSource:
             consumer.seek(partition, offset)
 
     async def fetch(self, *, max_records: int, timeout_s: float) -> list[Record]:
-        """Records in order per partition; empty after the timeout, also while the broker is away (`end_offsets` tells).
+        """Records in order per partition; empty after the timeout, also while the broker is away (`bounds` tells).
 
         May be cancelled at any time: no await stands between the client's move of its position and the return.
         """
@@ -161,11 +161,12 @@ class KafkaRecordSource:
         if not accepted:
             self._coordinator = None  # look it up again: it may have moved
 
-    async def end_offsets(self) -> Mapping[int, int]:
-        """The next offset to be written, a partition."""
-        with _translated("end offsets"):
+    async def bounds(self) -> Mapping[int, tuple[int, int]]:
+        """(First offset that is there, next offset to be written), a partition."""
+        with _translated("bounds of the log"):
             ends = await self._opened().end_offsets(self._partitions)
-        return {partition.partition: offset for partition, offset in ends.items()}
+            begins = await self._opened().beginning_offsets(self._partitions)
+        return {place.partition: (begins[place], end) for place, end in ends.items()}
 
     async def close(self, *, timeout_s: float) -> None:
         """Stop within `timeout_s` and sever what does not stop. Idempotent."""

@@ -35,12 +35,14 @@ from payflow.core.outbox import (
     Write,
 )
 from payflow.core.payment import Payment, Status
+from payflow.errors import StoreRejected
 from payflow.ports import Ids, PaymentEventView, PaymentQuery
 
 BUSY_TIMEOUT_S: Final = 5.0
 # 16 MiB of WAL; a checkpoint of that takes 20 to 28 ms on 1 % of the commits.
 CHECKPOINT_PAGES: Final = 4000
 _NEWEST: Final = (2**62, b"")
+_NOTHING: Final = Loaded({}, {}, {})
 
 
 class SqliteOutboxStore:
@@ -65,6 +67,9 @@ class SqliteOutboxStore:
         # Where the next slice of retention starts to look for payloads; unpublished rows at the head are passed once a
         # round.
         self._purged_to = 0
+        # Whether the next group of authorizations is tried without a look at keys and orders. Nearly all are new; after
+        # one that was not, groups are loaded again until one had nothing but new ones.
+        self._presume_new = True
 
     async def open(self) -> None:
         """Take the owner lock, migrate, check. Raises DependencyUnavailable with one clear sentence."""
@@ -73,15 +78,27 @@ class SqliteOutboxStore:
     async def commit(self, writes: Sequence[Write], *, at_us: int) -> list[Outcome]:
         """Load, fold, write, COMMIT; one outcome a write, in order."""
         group = Group(writes, at_us=at_us, new_id=self._ids.new, codec=wire)
-        return await self._file.run(partial(self._apply, group))
+        if self._presume_new and group.only_opens:
+            try:
+                return await self._file.run(partial(self._apply, group, presume_new=True))
+            except StoreRejected:  # something is not new, or cannot be stored at all: the second run tells
+                self._presume_new = False
+        return await self._file.run(partial(self._apply, group, presume_new=False))
 
     async def close(self) -> None:
         """Checkpoint and release the lock. Idempotent."""
         await self._file.close()
 
     # ---------------------------------------------------------------- on the connection's thread
-    def _apply(self, group: Group, connection: sqlite3.Connection) -> list[Outcome]:
-        changes = group.fold(_load(group, connection))
+    def _apply(self, group: Group, connection: sqlite3.Connection, *, presume_new: bool) -> list[Outcome]:
+        if presume_new:
+            group.scopes({})
+            changes = group.fold(_NOTHING)
+            if not changes.all_accepted:
+                raise StoreRejected("a refusal needs a look at what is stored")
+        else:
+            changes = group.fold(_load(group, connection))
+            self._presume_new = changes.all_new
         if changes.rows:
             _write(changes, connection)
         outcomes = list(changes.outcomes)
@@ -173,13 +190,11 @@ def _mark_published(_: SqliteOutboxStore, connection: sqlite3.Connection, write:
         return 0
     known = connection.execute(sql.BROKER, (write.broker_id,)).fetchone()
     broker = known[0] if known else connection.execute(sql.INSERT_BROKER, (write.broker_id,)).lastrowid
-    rows = [(broker, row.partition, row.offset, write.at_us, row.seq) for row in write.rows]
-    return connection.executemany(sql.MARK_PUBLISHED, rows).rowcount
+    return sql.MARK_ROWS.run(connection, write.rows, broker, write.at_us)
 
 
 def _mark_booked(_: SqliteOutboxStore, connection: sqlite3.Connection, write: MarkBooked) -> int:
-    rows = [(write.at_us, event_id) for event_id in write.event_ids]
-    return max(0, connection.executemany(sql.MARK_BOOKED, rows).rowcount)
+    return sql.MARK_EVENTS.run(connection, [(event_id,) for event_id in write.event_ids], write.at_us)
 
 
 def _park(_: SqliteOutboxStore, connection: sqlite3.Connection, write: Park) -> int:

@@ -114,47 +114,52 @@ LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM payment_event"
 
 
 # ------------------------------------------------------------------ write
-class Insert:
-    """An INSERT of many rows a statement: one step, and one turn of the GIL, for 64 rows. 13 us a payment, not 16.
+class Many:
+    """A statement for many rows: one step, and one turn of the GIL, for up to 64 of them. A turn costs the writer more
+    than a row does while the loop's thread wants the GIL, too.
 
-    OR ROLLBACK, because a rejected row ends the whole transaction anyway: without it SQLite copies every page that such
-    a statement touches, so as to be able to undo it alone, and the gain becomes a loss.
+    `template` has `{}` where the rows stand. Lengths are powers of two: few statements, all of them kept prepared.
     """
 
-    ROWS: Final = (64, 8, 1)
+    LENGTHS: Final = (64, 32, 16, 8, 4, 2, 1)
 
-    def __init__(self, table: str, columns: str) -> None:
-        one = f"({marks(columns.count(',') + 1)})"
-        self._statements = {
-            rows: f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {marks(rows, one)}"  # noqa: S608
-            for rows in self.ROWS
-        }
+    def __init__(self, template: str, row: str) -> None:
+        self._statements = {length: template.format(marks(length, row)) for length in self.LENGTHS}
 
-    def run(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert `rows` in order."""
-        start = 0
+    def run(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]], *first: Any) -> int:
+        """Run it for `rows` in order; `first` are the parameters before them. Returns how many rows were changed."""
+        start = changed = 0
         for length, statement in self._statements.items():
             while len(rows) - start >= length:
-                connection.execute(statement, list(chain.from_iterable(rows[start : start + length])))
+                part = rows[start : start + length]
+                changed += connection.execute(statement, [*first, *chain.from_iterable(part)]).rowcount
                 start += length
+        return changed
 
 
-INSERT_PAYMENT: Final = Insert("payment", _PAYMENT)
+def _insert(table: str, columns: str) -> Many:
+    """OR ROLLBACK, because a rejected row ends the whole transaction anyway: without it SQLite copies every page that
+    such a statement touches, so as to be able to undo it alone, and the gain becomes a loss.
+    """
+    return Many(f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {{}}", f"({marks(columns.count(',') + 1)})")
+
+
+INSERT_PAYMENT: Final = _insert("payment", _PAYMENT)
 UPDATE_PAYMENT: Final = (
     "UPDATE payment SET status = ?, captured_amount = ?, refunded_amount = ?, updated_at_us = ?, version = ? "
     "WHERE id = ?"
 )
-INSERT_EVENT: Final = Insert("payment_event", "seq, id, payment, version, type, at_us, amount, payload_bytes, state")
-INSERT_OUTBOX: Final = Insert("outbox", "seq, payload, traceparent")
-INSERT_ANSWER: Final = Insert("answer", "seq, scope, at_us, body")
-INSERT_KEY: Final = Insert("idempotency", "scope, fingerprint, seq")
+INSERT_EVENT: Final = _insert("payment_event", "seq, id, payment, version, type, at_us, amount, payload_bytes, state")
+INSERT_OUTBOX: Final = _insert("outbox", "seq, payload, traceparent")
+INSERT_ANSWER: Final = _insert("answer", "seq, scope, at_us, body")
+INSERT_KEY: Final = _insert("idempotency", "scope, fingerprint, seq")
 
 BROKER: Final = "SELECT id FROM broker WHERE name = ?"
 OTHER_BROKERS: Final = "SELECT id FROM broker WHERE name <> ?"
 INSERT_BROKER: Final = "INSERT INTO broker (name) VALUES (?)"
 
 
-def _move(write: type[Write], more: str, where: str) -> str:
+def _move(write: type[Write], more: str, where: str, source: str = "") -> str:
     """The UPDATE that moves rows as ROW_LIFE says.
 
     One state is compared with `=`: only so does SQLite see that a partial index holds the row.
@@ -162,19 +167,24 @@ def _move(write: type[Write], more: str, where: str) -> str:
     before = [int(state) for state in states_before(write)]
     test = f"state = {before[0]}" if len(before) == 1 else f"state IN ({', '.join(map(str, before))})"
     (target,) = {ROW_LIFE[RowState(state), write] for state in before}
-    return f"UPDATE payment_event SET state = {target:d}{more} WHERE {test} AND {where}"  # noqa: S608
+    return f"UPDATE payment_event SET state = {target:d}{more} {source}WHERE {test} AND {where}"  # noqa: S608
 
 
 _UNSENT: Final = ', broker = NULL, partition = NULL, "offset" = NULL, published_at_us = NULL'
 # A row whose payload has left after its retention cannot be sent again.
 _SENDABLE: Final = "EXISTS (SELECT 1 FROM outbox WHERE outbox.seq = payment_event.seq)"
 MARK_PUBLISHED: Final = _move(
-    MarkPublished, ', broker = ?, partition = ?, "offset" = ?, published_at_us = ?', "seq = ?"
+    MarkPublished,
+    ', broker = ?, published_at_us = ?, partition = mark.column2, "offset" = mark.column3',
+    "seq = mark.column1",
+    "FROM (VALUES {}) AS mark ",
 )
+MARK_ROWS: Final = Many(MARK_PUBLISHED, "(?, ?, ?)")
 PARK: Final = _move(Park, "", "seq = ?")
 REQUEUE: Final = _move(Requeue, _UNSENT, f"seq = ? AND {_SENDABLE}")
 UNPUBLISH: Final = _move(Unpublish, _UNSENT, f"broker = ? AND booked_at_us IS NULL AND {_SENDABLE}")
-MARK_BOOKED: Final = "UPDATE payment_event SET booked_at_us = ? WHERE id = ? AND booked_at_us IS NULL"
+MARK_BOOKED: Final = "UPDATE payment_event SET booked_at_us = ? WHERE id IN ({}) AND booked_at_us IS NULL"
+MARK_EVENTS: Final = Many(MARK_BOOKED, "?")
 HOLD: Final = (
     "INSERT INTO held_key (seq, payment, since_us, error) SELECT seq, payment, ?, ? FROM payment_event WHERE seq = ?"
 )
@@ -254,7 +264,7 @@ def payment_row(payment: Payment) -> tuple[Any, ...]:
         payment.order_id,
         payment.amount,
         payment.currency,
-        payment.status,
+        payment.status.value,  # the driver is quick with plain types only
         payment.captured_amount,
         payment.refunded_amount,
         payment.description,

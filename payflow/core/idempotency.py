@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
+from payflow.core.value import value
+
 # 128 of SHA-256's 256 bits: a foreign key can be hit only by a second preimage, and the table that is keyed by it stays
 # narrow.
 SCOPE_BYTES: Final = 16
@@ -21,7 +23,7 @@ _ESCAPE: Final = re.compile(r"\\(.)")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StoredKey:
     """A key that was used: by which request, and the answer it got."""
 
@@ -36,7 +38,7 @@ class First:
     """The key is new: execute."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Replay:
     """The same request again: give the stored answer."""
 

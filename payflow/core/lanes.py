@@ -1,9 +1,11 @@
 """Lanes: which pending rows may go next, one lane a partition.
 
-A lane has at most one group in flight, and a key always lies in one partition, so nothing of a payment overtakes what came before it. Rows enter in
+A lane has at most one group in flight, and a key always lies in one partition, so nothing of a payment overtakes what
+came before it. Rows enter in
 sequence, leave when the broker acknowledged them, and go back to the head of their lane in order when it did not.
 
-Bounds: the window holds at most `max_rows` rows and about `max_bytes` bytes, from loading a row to the outbox's word that its mark is stored.
+Bounds: the window holds at most `max_rows` rows and about `max_bytes` bytes, from loading a row to the outbox's word
+that its mark is stored.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from typing import Final
 
 from payflow.core.outbox import PendingRow
 
-
 OVERHEAD_BYTES: Final = 340
 
 
 def row_bytes(row: PendingRow) -> int:
-    """What a row counts for: its payload, and what key and headers of every event come to (eight headers, 300 bytes)."""
+    """What a row counts for: its payload, and what key and headers of every event come to (eight headers, 300 bytes).
+    """
     return len(row.payload) + OVERHEAD_BYTES
 
 
 @dataclass(slots=True)
 class Lane:
-    """Rows of one partition. `failures` counts groups in a row that did not get through; `not_before` is monotonic seconds."""
+    """Rows of one partition. `failures` counts groups in a row that did not get through; `not_before` is monotonic
+    seconds.
+    """
 
     partition: int
     queue: deque[PendingRow] = field(default_factory=deque)
@@ -108,7 +112,9 @@ class Window:
         return lane.in_flight
 
     def acknowledged(self, lane: Lane, count: int) -> tuple[PendingRow, ...]:
-        """The first `count` rows of the group are in the log; the rest goes back to the head. The rows stay claimed until `release`."""
+        """The first `count` rows of the group are in the log; the rest goes back to the head. The rows stay claimed
+        until `release`.
+        """
         group, lane.in_flight = lane.in_flight, ()
         assert 0 <= count <= len(group)
         lane.queue.extendleft(reversed(group[count:]))

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from payflow.core.payment import EventType
+from payflow.core.value import value
 
 MAX_INTEGER: Final = 2**63 - 1  # amounts, sums, versions and times live in signed 64 bit columns
 CASH: Final = "cash"
@@ -22,7 +23,7 @@ _MERCHANT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 # ------------------------------------------------------------------ values
-@dataclass(frozen=True, slots=True)
+@value
 class LedgerEvent:
     """What the ledger needs of an event.
 
@@ -46,7 +47,7 @@ class Side(StrEnum):
     CREDIT = "credit"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Posting:
     """One line of an entry; `amount` > 0."""
 
@@ -56,7 +57,7 @@ class Posting:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """A balanced entry, booked once per event."""
 
@@ -66,7 +67,7 @@ class Entry:
     postings: tuple[Posting, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Delivery:
     """An event with its place in the source. `raw` is the record's value, kept for events that are held."""
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from payflow.core.idempotency import Conflict, Replay, StoredKey, judge, scope_of
 from payflow.core.payment import Authorize, Command, Decision, EventType, Payment, Refund, Refusal, RefusalCode, decide
+from payflow.core.value import value
 
 
 class RowState(IntEnum):
@@ -26,7 +27,7 @@ class RowState(IntEnum):
 
 
 # ------------------------------------------------------------------ what a group is made of
-@dataclass(frozen=True, slots=True)
+@value
 class Submit:
     """A client's command with its idempotency key.
 
@@ -41,9 +42,8 @@ class Submit:
     traceparent: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedRow:
-    """One row that the broker acknowledged."""
+class PublishedRow(NamedTuple):
+    """One row that the broker acknowledged. A tuple, because it is hashed several times on its way."""
 
     seq: int
     partition: int
@@ -141,7 +141,7 @@ def states_before(write: type[Write]) -> tuple[RowState, ...]:
 
 
 # ------------------------------------------------------------------ what comes back, one outcome a write
-@dataclass(frozen=True, slots=True)
+@value
 class Accepted:
     """A command took effect, now or (replayed) when its key was first seen.
 
@@ -166,7 +166,7 @@ Outcome = Accepted | Refusal | Done
 
 
 # ------------------------------------------------------------------ what the publisher reads
-@dataclass(frozen=True, slots=True)
+@value
 class PendingRow:
     """An outbox row ready to go: `key` is the payment id as text in bytes, `headers` those of CloudEvents, in order."""
 
@@ -189,7 +189,7 @@ class Backlog:
 
 
 # ------------------------------------------------------------------ the fold
-@dataclass(frozen=True, slots=True)
+@value
 class Event:
     """One step of a payment. `payment` is the payment after it, `reason` is why money went back."""
 
@@ -201,7 +201,7 @@ class Event:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NewRow:
     """What a store keeps of one accepted command: event, outbox row, idempotency key, and the answer for the key."""
 
@@ -235,6 +235,16 @@ class Changes:
     rows: tuple[NewRow, ...]
     others: tuple[tuple[int, Write], ...]
     outcomes: list[Outcome | None]
+
+    @property
+    def all_accepted(self) -> bool:
+        """Whether no command was refused."""
+        return not any(isinstance(outcome, Refusal) for outcome in self.outcomes)
+
+    @property
+    def all_new(self) -> bool:
+        """Whether every command took effect now: none was refused, none replayed."""
+        return len(self.rows) + len(self.others) == len(self.outcomes)
 
 
 class Codec(Protocol):
@@ -275,6 +285,16 @@ class Group:
                 self._event_ids.append(new_id())
         self._submits = [write for write in self._writes if isinstance(write, Submit)]
         self._scopes: list[bytes | None] = []
+
+    @property
+    def only_opens(self) -> bool:
+        """Whether every command opens a payment: then a store may presume that its keys and orders are new.
+
+        It loads nothing, folds, and writes; a key or an order that is there after all breaks a unique index, and the
+        group is folded again on what was loaded. That holds for `Changes.all_accepted` alone, where every key and
+        every order that the fold looked at is also written.
+        """
+        return all(isinstance(submit.command, Authorize) for submit in self._submits)
 
     def payment_ids(self) -> set[bytes]:
         """Payments to load first."""

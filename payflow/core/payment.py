@@ -11,6 +11,8 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from payflow.core.value import value
+
 
 class Status(StrEnum):
     """State of a payment, as the API shows it."""
@@ -32,7 +34,7 @@ class EventType(StrEnum):
     VOIDED = "payment.voided"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Payment:
     """Current state of one payment."""
 
@@ -51,7 +53,7 @@ class Payment:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Authorize:
     """Open a payment."""
 
@@ -63,7 +65,7 @@ class Authorize:
     metadata: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Capture:
     """Take money that was authorized; `amount` None takes all that is left."""
 
@@ -71,7 +73,7 @@ class Capture:
     amount: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refund:
     """Give captured money back; `amount` None gives all that is left."""
 
@@ -80,7 +82,7 @@ class Refund:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Void:
     """Release an authorization that was not captured."""
 
@@ -159,7 +161,7 @@ class Refusal:
     left: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decision:
     """A command takes effect: the payment after it, what happened, and the money this step moves (for a void: what it
     releases).

@@ -1,6 +1,7 @@
 """Layers, checked on the syntax tree: what a module may import, where an import may stand, which calls are banned.
 
-The order is core <- (errors, ports, messages, wire, config) <- runtime <- actors; adapters beside the runtime; composition on top.
+The order is core <- (errors, ports, messages, wire, config) <- runtime <- actors; adapters beside the runtime;
+composition on top.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ PACKAGE = ROOT / "payflow"
 MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 
 RUNTIME = {
-    "envelope", "parking", "supervision", "mailbox", "mailbox_stats", "actor", "spec", "instance", "slot", "stacks", "inspection", "supervisor",
+    "envelope", "parking", "supervision", "mailbox", "mailbox_stats", "actor", "spec", "instance", "slot", "stacks",
+    "inspection", "supervisor",
     "watchdog", "phases", "shutdown", "guard",
 }  # fmt: skip
 CONTRACTS = {"errors", "messages", "ports", "wire", "config"}

@@ -94,4 +94,4 @@ def test_test_never_sleeps_to_wait(path: Path) -> None:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep":
-            assert False, f"{path.name}:{node.lineno} sleeps"
+            pytest.fail(f"{path.name}:{node.lineno} sleeps")

@@ -1,6 +1,7 @@
 """Run the benches that stand behind docs/performance.md, one after the other.
 
-Run: make bench [ARGS="path start"]; without names all of them. Each prints its figure beside its target. The path and HTTP benches need `wrk`.
+Run: make bench [ARGS="path start"]; without names all of them. Each prints its figure beside
+its target. The path and HTTP benches need `wrk`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ async def measure_log(bootstrap: str, log_id: str | None) -> None:
     await source.open()
     try:
         for size, count in COUNTS.items():
-            await source.seek(await source.end_offsets())
+            await source.seek({place: end for place, (_, end) in (await source.bounds()).items()})
             appended_per_s = await append_rate(log, topic, partitions, size, count)
             fetched_per_s = await fetch_rate(source, count * partitions)
             print(f"batches of {size}: {appended_per_s:,.0f} appended/s, {fetched_per_s:,.0f} fetched/s")

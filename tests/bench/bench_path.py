@@ -1,7 +1,9 @@
-"""What the whole path costs: payments accepted, durable, published and booked by one serve process, against a bare aiohttp echo on the same core.
+"""What the whole path costs: payments accepted, durable, published and booked by one serve process, against a bare
+aiohttp echo on the same core.
 
 Run: .venv/bin/python tests/bench/bench_path.py [--rounds 5] [--seconds 5] [--connections 64] [--kafka HOST:PORT]
-The load comes from the other core, rounds are interleaved. A payment counts when it is booked: the rate of a round is what the ledger gained, over
+The load comes from the other core, rounds are interleaved. A payment counts when it is booked: the rate of a round is
+what the ledger gained, over
 the time from the first request until nothing was left to book.
 """
 
@@ -100,7 +102,8 @@ def main() -> None:
                 )
                 ratios.append(rate / yard.rate)
                 print(
-                    f"round {number + 1}: echo {yard.rate:6.0f}/s {yard.cpu_us:5.1f} us  payflow {rate:6.0f}/s {cpu_us:5.1f} us "
+                    f"round {number + 1}: echo {yard.rate:6.0f}/s {yard.cpu_us:5.1f} us  "
+                    f"payflow {rate:6.0f}/s {cpu_us:5.1f} us "
                     f"p99 {slow}  ratio {ratios[-1]:.2f}  cpu {cpu_us / yard.cpu_us:.2f}x",
                     flush=True,
                 )

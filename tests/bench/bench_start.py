@@ -1,4 +1,5 @@
-"""Start to ready: from the start of the process until /readyz answers 200, on an empty data directory and on one with payments.
+"""Start to ready: from the start of the process until /readyz answers 200, on an empty data directory and on one with
+payments.
 
 Run: .venv/bin/python -m tests.bench.bench_start [--rounds 7]
 """

@@ -177,14 +177,14 @@ async def test_a_position_of_an_unknown_partition_is_refused(kafka: Backend) -> 
         await source.seek({99: 0})
 
 
-async def test_end_offsets_are_the_next_to_be_written(kafka: Backend) -> None:
+async def test_bounds_are_the_first_there_and_the_next_to_be_written(kafka: Backend) -> None:
     """Whatever was read."""
     await filled(kafka, 3, 1)
     source = await kafka.opened_source()
 
-    ends = await source.end_offsets()
+    bounds = await source.bounds()
 
-    assert (ends[0], ends[1], ends[2]) == (3, 1, 0)
+    assert (bounds[0], bounds[1], bounds[2]) == ((0, 3), (0, 1), (0, 0))
 
 
 async def test_commit_does_not_move_the_reading(kafka: Backend) -> None:

@@ -1,4 +1,4 @@
-"""The whole way over a real Kafka broker: what a plain Kafka client finds there, one process or two, and kill -9 of either.
+"""The whole way over a real Kafka broker: what a plain client finds there, one process or two, kill -9 of either.
 
 Every test has topics and a group of its own, so runs do not disturb each other.
 """

@@ -178,8 +178,9 @@ class MemoryLog:
     def start_of(self, topic: str, partition: int) -> int:
         return self._store[topic, partition].start
 
-    def end_of(self, topic: str, partition: int) -> int:
-        return self._store[topic, partition].end
+    def bounds_of(self, topic: str, partition: int) -> tuple[int, int]:
+        place = self._store[topic, partition]
+        return place.start, place.end
 
     def _longest_prefix(self, records: Sequence[LogRecord]) -> list[LogRecord]:
         taken: list[LogRecord] = []
@@ -319,11 +320,11 @@ class RecordSourceFake:
         if self._log.refusal is None and not self._log.hanging and not self._gone:
             self._log.committed.update(positions)
 
-    async def end_offsets(self) -> Mapping[int, int]:
+    async def bounds(self) -> Mapping[int, tuple[int, int]]:
         self._log.check_for_reading()
         if self._gone:
             raise BrokerUnavailable("the broker is gone")
-        return {partition: self._log.end_of(self._topic, partition) for partition in range(self._count)}
+        return {partition: self._log.bounds_of(self._topic, partition) for partition in range(self._count)}
 
     async def close(self, *, timeout_s: float) -> None:
         self.closed = True

@@ -83,6 +83,7 @@ class OutboxMemory:
         self.fail_reads: list[Exception] = []
         self.refuses: Callable[[Write], bool] = lambda _: False
         self.delay_s = 0.0
+        self.read_delay_s: float | None = None  # the same as delay_s
         self.opened = 0
         self.groups: list[tuple[Write, ...]] = []
 
@@ -225,8 +226,8 @@ class OutboxMemory:
             )
             key = wire.id_text(event.payment.id).encode()
             rows.append(PendingRow(row.seq, event.id, key, row.payload, headers, event.at_us))
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
+        if delay_s := self.delay_s if self.read_delay_s is None else self.read_delay_s:
+            await asyncio.sleep(delay_s)
         return rows
 
     async def backlog(self) -> Backlog:

@@ -12,7 +12,6 @@ from payflow.errors import (
     BrokerUnavailable,
     LaneUnavailable,
     OutcomeUnknown,
-    Overloaded,
     ProducerBroken,
     StoreBusy,
     StoreOutcomeUnknown,
@@ -429,14 +428,14 @@ async def test_positions_for_partitions_that_are_gone_are_never_skipped() -> Non
 
 
 @virtual
-async def test_full_disk_answers_overloaded_and_recovers_by_itself() -> None:
+async def test_full_disk_is_said_and_recovers_by_itself() -> None:
     """F18: the probe finds the space again, without a client's help."""
     async with flowing() as pipeline:
         await pipeline.pay()
         await pipeline.until_booked()
         pipeline.store.fail_next += [StoreUnavailable("SQLITE_FULL")] * 4
 
-        with pytest.raises(Overloaded):
+        with pytest.raises(StoreUnavailable):
             await pipeline.service.submit(submit(authorize()))
         assert not (await pipeline.system.snapshot("outbox", timeout_s=1.0)).value.writable
         await advance(5.0)

@@ -306,19 +306,6 @@ def test_an_outbox_that_cannot_store_refuses_actions_and_brings_nothing_down(ser
     assert running.stop() == 0
 
 
-def test_an_outbox_that_is_stuck_can_be_restarted_although_the_audit_needs_it(serve: Starter) -> None:
-    running = serve(env=ALLOWED).ready()
-    assert act(running, "outbox", "pause", {"reason": "look", "max_s": 600}).status == 200
-
-    restarted = act(running, "outbox", "restart", {"reason": "stuck"})
-
-    assert restarted.status == 200
-    log = whole_life(running.api) if state_of(running, "outbox") == "running" else []
-    assert [row[1:3] for row in audit(running)][:1] == [("pause", "outbox")]
-    settle(running.data_dir)
-    check_books(log, running.data_dir)
-
-
 def test_tokens_come_from_a_secrets_directory(serve: Starter, tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.mkdir()

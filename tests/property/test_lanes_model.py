@@ -15,7 +15,8 @@ STEP = st.sampled_from(["add", "load", "start", "ack", "part", "fail", "mark", "
 
 @given(st.lists(st.tuples(STEP, st.integers(0, 7)), max_size=120))
 def test_every_key_reaches_the_log_in_sequence(steps: list[tuple[str, int]]) -> None:
-    """First appearances in the log are in sequence per key; the window stays within its bounds; nothing is forgotten."""
+    """First appearances in the log are in sequence per key; the window stays within its bounds; nothing is forgotten.
+    """
     window = Window(max_rows=6, max_bytes=10_000)
     window.reset(PARTITIONS)
     pending: dict[int, PendingRow] = {}

@@ -43,7 +43,7 @@ async def submit_until_known(pipeline: Pipeline, command: Any) -> bytes:
     while True:
         try:
             outcome = await pipeline.service.submit(request)
-        except (Overloaded, OutcomeUnknown):
+        except (Overloaded, OutcomeUnknown, StoreBusy, StoreUnavailable):
             await advance(0.3)
         else:
             pipeline.accepted.append(outcome)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from payflow.actors.publisher import Publisher, PublisherCounters, PublisherSett
 from payflow.core.breaker import Breaker, BreakerConfig
 from payflow.core.outbox import Accepted
 from payflow.core.payment import Capture
+from payflow.errors import DependencyUnavailable
 from payflow.guard import Guard
 from payflow.mailbox import Overflow
 from payflow.supervisor import Batch, ChildSpec, System
@@ -77,7 +78,12 @@ class BrokerProcessFake:
     def __init__(self, memory: MemoryLog) -> None:
         self.memory = memory
         self.starts = 0
+        self.missing: DependencyUnavailable | None = None
         self._ended: asyncio.Future[int] | None = None
+
+    def check(self) -> None:
+        if self.missing is not None:
+            raise self.missing
 
     async def start(self) -> tuple[str, str]:
         self.starts += 1

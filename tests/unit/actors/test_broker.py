@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from payflow.actors.broker import Broker, BrokerSnapshot
+from payflow.errors import DependencyUnavailable, StartFailed
 from payflow.messages import BrokerMoved, Wake, WhereIsKafka
 from tests.fakes.event_log import MemoryLog
 from tests.support.actor_bench import World
@@ -84,3 +87,17 @@ async def test_listener_that_is_gone_does_not_keep_the_others_from_hearing() -> 
         await settle()
 
         assert [FIRST, FIRST] == w.heard["consumer"]
+
+
+@virtual
+async def test_missing_package_fails_the_start_with_its_sentence() -> None:
+    """A dependency that is not there: exit code 69, no restarts."""
+    w = BrokerWorld()
+    w.process.missing = DependencyUnavailable("install the extra")
+
+    with pytest.raises(StartFailed) as failed:
+        async with w.running():
+            pass
+
+    assert "install the extra" == str(failed.value.__cause__)
+    assert 0 == w.process.starts

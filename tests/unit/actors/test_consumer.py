@@ -70,6 +70,18 @@ async def test_locked_ledger_is_retried_with_growing_waits_however_much_arrives(
 
 
 @virtual
+async def test_other_messages_do_not_shorten_the_wait_for_a_locked_ledger() -> None:
+    async with world() as w:
+        w.ledger.failures.extend([StoreBusy("locked")] * 100)
+        await w.put(event_record(1))
+        for _ in range(200):
+            w.system.ref("consumer").tell(Tick("nonsense"))
+            await advance(0.1)
+
+        assert w.ledger.books <= 12
+
+
+@virtual
 async def test_nothing_is_fetched_while_the_ledger_is_locked() -> None:
     async with world(fetch_records=10) as w:
         w.ledger.failures.extend([StoreUnavailable("full")] * 100)
@@ -80,21 +92,36 @@ async def test_nothing_is_fetched_while_the_ledger_is_locked() -> None:
 
 
 @virtual
-async def test_source_lost_during_a_booking_counts_the_booking_and_nothing_else() -> None:
-    async with world() as w:
+async def test_source_lost_during_a_booking_leaves_nothing_of_it_behind() -> None:
+    async with world(bootstrap=None) as w:
+        w.system.ref("consumer").tell(BrokerMoved("a:1", "one"))
         w.ledger.delay_s = 2.0
         await w.put(GARBAGE, event_record(1))
         await advance(1.0)
         w.memory.refuse()
-        await advance(3.0)
+        w.open_s = 12.0
+        await advance(5.0)
         assert 1 == len(w.ledger.applied)
         assert 0 == (await w.look()).dead_letters_waiting
-        w.ledger.delay_s = 0.0
         w.memory.mend()
-        await advance(10.0)
+        await advance(30.0)
 
         assert {0: 2} == await w.positions()
         assert 1 == len(w.memory.records(DEAD_LETTERS))
+        assert [] == w.events.of("actor.crashed")
+
+
+@virtual
+async def test_fetch_that_waited_for_the_ledger_does_not_go_on_with_a_source_that_is_gone() -> None:
+    async with world(bootstrap=None) as w:
+        w.system.ref("consumer").tell(BrokerMoved("a:1", "one"))
+        w.ledger.failures.extend([StoreBusy("locked")] * 6)
+        await w.put(event_record(1))
+        await advance(3.0)
+        w.system.ref("consumer").tell(BrokerMoved("b:1", "two"))
+        await advance(30.0)
+
+        assert {0: 1} == await w.positions()
         assert [] == w.events.of("actor.crashed")
 
 

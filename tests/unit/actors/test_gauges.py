@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from payflow.actors.gauges import GaugeReader, Gauges
+from payflow.actors.gauges import FIRST_READ_S, GaugeReader, Gauges
 from payflow.core.outbox import Backlog
 from payflow.errors import DependencyUnavailable, StoreBusy
 from tests.fakes.ledger_memory import LedgerMemory
@@ -53,13 +53,13 @@ async def world(data_dir: Path, *, missing: bool = False) -> AsyncIterator[Gauge
     made = GaugeWorld(data_dir)
     made.reader.missing = missing
     async with made.running():
-        await advance(0.5)
+        await advance(FIRST_READ_S + 0.1)
         yield made
     assert [] == made.events.of("actor.crashed")
 
 
 @virtual
-async def test_figures_are_read_at_once_and_then_every_two_seconds(tmp_path: Path) -> None:
+async def test_figures_are_read_soon_and_then_every_two_seconds(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         assert w.gauges.backlog is not None
         assert (w.gauges.free_bytes or 0) > 0

@@ -133,13 +133,13 @@ async def test_deadline_of_a_queued_write_is_an_unknown_outcome() -> None:
 @pytest.mark.parametrize(
     ("error", "heard"),
     [
-        (StoreBusy("locked"), Overloaded),
-        (StoreUnavailable("full"), Overloaded),
+        (StoreBusy("locked"), StoreBusy),
+        (StoreUnavailable("full"), StoreUnavailable),
         (OutcomeUnknown(retry_after_s=1.0), OutcomeUnknown),
     ],
 )
 @virtual
-async def test_store_errors_become_what_the_client_may_do(error: Exception, heard: type[Exception]) -> None:
+async def test_what_the_store_said_reaches_the_front(error: Exception, heard: type[Exception]) -> None:
     async with world() as w:
         w.answers["outbox"] = lambda message: error
 

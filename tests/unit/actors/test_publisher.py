@@ -133,6 +133,7 @@ async def test_broker_that_moves_during_a_discard_waits_for_it_as_well() -> None
         bench.memory.hang()
         await bench.pay()
         await advance(3.1)
+        bench.discard_s = 0.0
         bench.publisher.tell(BrokerMoved("b:1", "cluster-2"))
         bench.memory.mend()
         await advance(10.0)
