@@ -9,6 +9,7 @@ file is opened anew.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ UNPUBLISH: Final = "unpublish"
 PURGE_ROWS: Final = 200
 PURGE_IDLE_S: Final = 30.0
 PURGE_BUSY_S: Final = 0.25
+# After a commit the loop gets turns until so many of them brought nothing, at most so many in all. Who was answered
+# writes again within them: groups of 64 connections are 55 instead of 28, which is worth a tenth of the CPU a payment.
+QUIET_TURNS: Final = 3
+GATHER_TURNS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +143,17 @@ class Outbox(Actor):
             else:
                 self.ctx.reply(envelope, outcome)
         self._notify(writes)
+        await self._gather()
+
+    async def _gather(self) -> None:
+        """Let the loop go on while it brings writes for the next group. No timer: an idle loop passes in microseconds."""
+        quiet, (depth, *_) = 0, self.ctx.ref.load()
+        for _ in range(GATHER_TURNS):
+            await asyncio.sleep(0)
+            before, (depth, *_) = depth, self.ctx.ref.load()
+            quiet = 0 if depth > before else quiet + 1
+            if quiet == QUIET_TURNS:
+                return
 
     # ------------------------------------------------------------------ the group
     async def _commit(self, writes: Sequence[Write]) -> list[Outcome | Exception]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -285,11 +284,9 @@ def test_an_outbox_that_cannot_store_refuses_actions_and_brings_nothing_down(ser
     log = whole_life(running.api)
     assert act(running, "outbox", "pause", {"reason": "look"}).status == 200
     with posting(running, "late") as answer:
-        started_at = time.monotonic()
         refusals = [act(running, "gauges", "pause")]
 
     assert answer.result().json()["code"] == "outcome-unknown"
-    assert time.monotonic() - started_at < 30
     assert [refusal(reply) for reply in refusals] == [(503, "not-done")]
     assert state_of(running, "gauges") == "running"
     assert act(running, "outbox", "resume").json()["audited"] is True
