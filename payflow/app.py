@@ -146,6 +146,7 @@ class App:
 
         async def announce() -> None:
             self._health.draining = True
+            self.system.end_restarts()
 
         async def drain() -> None:
             for actor_id in ("outbox", "publisher", "consumer"):

@@ -45,6 +45,7 @@ class World:
     dead_letters: DeadLetterSink
     spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
     on_interrupt: Callable[[BaseException], None]
+    may_restart: Callable[[], bool]
 
 
 @dataclass(slots=True)

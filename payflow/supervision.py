@@ -166,6 +166,9 @@ class Supervisor:
             return  # an older run, or one that a group restart has already dealt with
         if isinstance(down.cause, INTERRUPTS):
             return  # the process has been told and will stop everything
+        if not self._world.may_restart():
+            child.retire(down.reason)
+            return
         cause = last_line(down.cause) or down.reason
         if isinstance(child, ActorSlot) and child.abandoned_total > ABANDONED_MAX:
             await self._escalate(Escalate(child.id, child.abandoned_total, self.spec.within_s, ("abandoned", cause)))

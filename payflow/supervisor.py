@@ -67,6 +67,7 @@ class System:
         self._dead_letters = DeadLetters(self._clock)
         # A result, not an exception: who is interested looks, and nobody is warned about one never retrieved.
         self.escalated: asyncio.Future[BaseException] = self._loop.create_future()
+        self._ending = False
         world = World(
             emit=emit,
             draw=draw,
@@ -74,6 +75,7 @@ class System:
             dead_letters=self._dead_letters.add,
             spawn=self._spawn,
             on_interrupt=self._escalate,
+            may_restart=lambda: not self._ending,
         )
         self.root = Supervisor(root, world, self._root_down)
         self._slots = {slot.id: slot for slot in self.root.slots()}
@@ -127,6 +129,10 @@ class System:
             slot.check_stuck()
         self._watch = self._loop.call_later(WATCH_EVERY_S, self._check_stuck)
 
+    def end_restarts(self) -> None:
+        """From now on whatever comes down stays down: the process is ending, and a fresh start would undo its drain."""
+        self._ending = True
+
     # -------------------------------------------------------------- commands
     async def drain(self, actor_id: str, *, timeout_s: float, close: bool = False) -> bool:
         """Have an actor handle all it accepted; True when it acknowledged. `close` also refuses new messages."""
@@ -145,8 +151,11 @@ class System:
         node = self.root.parent_of(actor_id)
         if node is None or self._stopping or node.state is not ActorState.RUNNING:
             raise ActorStopped(actor_id, "not supervised now")
-        if self._slots[actor_id].mailbox.state is MailboxState.CLOSED:
+        slot = self._slots[actor_id]
+        if slot.mailbox.state is MailboxState.CLOSED:
             raise ActorStopped(actor_id, "ended for good")
+        if slot.state is ActorState.PAUSED:  # a fresh run that still stands still is not what was asked for
+            slot.resume("restart")
         self._emit("actor.restart_requested", actor=actor_id, reason=reason)
         done: asyncio.Future[None] = self._loop.create_future()
         node.post(RestartRequest(actor_id, done))

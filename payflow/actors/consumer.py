@@ -18,7 +18,7 @@ from typing import Final
 from payflow.actor import Actor, ActorRef
 from payflow.actors.consumer_values import ConsumerCounters, ConsumerSettings, ConsumerSnapshot
 from payflow.actors.dead_letters import DeadLetterWriter, Poison
-from payflow.actors.lag import Lag
+from payflow.actors.lag import ASK_EVERY_S, ASK_TIMEOUT_S, LOST_AFTER_FAILURES, Lag
 from payflow.actors.records import positions_after, sort_out
 from payflow.actors.storing import Storing, store
 from payflow.core.ledger import Booking
@@ -40,10 +40,8 @@ __all__ = ["Consumer", "ConsumerCounters", "ConsumerSettings", "ConsumerSnapshot
 
 AUDIT: Final = "audit"
 BOOK: Final = "book"
+LAG: Final = "lag"
 CLOSE_TIMEOUT_S: Final = 2.0
-LAG_INTERVAL_S: Final = 2.0
-# The client never asks `bootstrap_servers` again by itself: brokers that all moved are found by a new client only.
-LOST_AFTER_FAILURES: Final = 3
 # Fetches that may wait here during one transaction; without it a locked ledger would fill the mailbox with records.
 FETCHES_AHEAD: Final = 8
 LATE_MARKS_S: Final = 10.0
@@ -52,7 +50,7 @@ LATE_MARKS_S: Final = 10.0
 class Consumer(Actor):
     """Handles Fetched, PositionLost, BrokerMoved, Reconnect and its own ticks, in batches."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names every part once
+    def __init__(
         self,
         *,
         ledger: Ledger,
@@ -101,6 +99,7 @@ class Consumer(Actor):
         self._resting = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hears_broker = True
         self._draining = False
         self._lag = Lag(counters, clock)
         self._last_error: str | None = None
@@ -134,7 +133,7 @@ class Consumer(Actor):
     def snapshot(self) -> ConsumerSnapshot:
         """Small and cheap."""
         return ConsumerSnapshot(
-            self._info is not None,
+            self._info is not None and self._hears_broker,
             self._info.log_id if self._info else None,
             dict(self._positions),
             len(self._waiting),
@@ -347,6 +346,7 @@ class Consumer(Actor):
             self._lost(source, failure)
             return
         self._info, self._positions, self._stopped = info, positions, set()
+        self._hears_broker = True
         self._lag.connected()
         self.ctx.emit("consumer.connected", source_id=info.log_id, partitions=info.partitions)
         self.ctx.spawn(self._fetch(source, generation), name="fetch")
@@ -412,27 +412,35 @@ class Consumer(Actor):
         """
         failures = 0
         while True:
-            await asyncio.sleep(LAG_INTERVAL_S)
+            await asyncio.sleep(ASK_EVERY_S)
             source, generation = self._source, self._generation
             self._lag.grow()
             if source is None or self._info is None or self._draining:
                 failures = 0
                 continue
             try:
-                async with asyncio.timeout(self._settings.connect_timeout_s):
+                async with asyncio.timeout(ASK_TIMEOUT_S):
                     bounds = await source.bounds()
                 if generation == self._generation:
                     await source.commit(dict(self._positions))
             except (TimeoutError, BrokerUnavailable, LaneUnavailable) as error:
                 failures += 1
+                self._hears(False)
                 if failures >= LOST_AFTER_FAILURES:
                     self._lost(source, error)
                 continue
             failures = 0
+            self._hears(True)
             if generation == self._generation:
                 self._lag.read(sum(max(0, end - self._positions.get(p, first)) for p, (first, end) in bounds.items()))
                 if self._lag.stalled and self._idle.is_set() and not self._stopped:
                     self._lost(source, BrokerUnavailable("no progress while records wait"))
+
+    def _hears(self, hears: bool) -> None:
+        """Whether the broker answered the last question; a change is published at once, for health."""
+        if hears != self._hears_broker:
+            self._hears_broker = hears
+            self._send_later(0, Tick(LAG))
 
     # ------------------------------------------------------------------ small things
     def _note(self, error: Exception) -> None:

@@ -9,6 +9,10 @@ from payflow.ports import Clock
 
 # The end of the log moves and our position does not: the client lost its way (aiokafka issue 703), build another.
 STALLED_AFTER_S: Final = 60.0
+ASK_EVERY_S: Final = 2.0
+ASK_TIMEOUT_S: Final = 5.0
+# The client never asks `bootstrap_servers` again by itself: brokers that all moved are found by a new client only.
+LOST_AFTER_FAILURES: Final = 3
 
 
 class Lag:

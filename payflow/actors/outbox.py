@@ -42,8 +42,8 @@ PURGE_IDLE_S: Final = 30.0
 PURGE_BUSY_S: Final = 0.25
 # After a commit the loop gets turns until so many of them brought nothing, at most so many in all. Who was answered
 # writes again within them: groups of 64 connections are 55 instead of 28, which is worth a tenth of the CPU a payment.
-QUIET_TURNS: Final = 3
-GATHER_TURNS: Final = 16
+QUIET_TURNS: Final = 4
+GATHER_TURNS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

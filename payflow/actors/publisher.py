@@ -293,8 +293,12 @@ class Publisher(Actor):
         except (RecordRejected, LaneUnavailable, BrokerUnavailable, ProducerBroken) as raised:
             error = raised
         took_s = self._clock.now() - started_at
-        self._record(permits, count, error, took_s)
-        if generation == self._generation:
+        current = generation == self._generation
+        if current or error is None:
+            self._record(permits, count, error, took_s)
+        else:
+            self._give_back(permits)  # we gave the producer up ourselves: that says nothing about the broker we have now
+        if current:
             self._settle(lane, rows, (count, base_offset), error)
         self._poke()
 

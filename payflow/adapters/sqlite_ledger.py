@@ -125,7 +125,7 @@ class SqliteLedgerReader:
 
 # ------------------------------------------------------------------ loading, inside the transaction
 def _load(db: sqlite3.Connection, batch: Batch) -> Loaded:
-    heads = (_event(row) for payment_id in batch.payment_ids for row in db.execute(sql.HEAD, (payment_id,)))
+    heads = map(_event, _select(db, sql.HEADS, batch.payment_ids))
     applied = map(_event, _select(db, sql.APPLIED, batch.event_ids))
     held: dict[bytes, Delivery] = {}
     if db.execute(sql.ANY_HELD).fetchone()[0]:
@@ -164,17 +164,17 @@ def _delivery(row: Row) -> Delivery:
 # ------------------------------------------------------------------ writing, inside the transaction
 def _write(db: sqlite3.Connection, changes: Changes, at_us: int) -> None:
     booked = [(event, entry) for event, entry in changes.applied if entry is not None]
-    db.executemany(sql.ADD_APPLIED, [(*_columns(event), at_us) for event, _ in changes.applied])
-    db.executemany(sql.ADD_ENTRY, [(e.payment_id, e.version, e.event_id, e.at_us) for e, _ in booked])
+    sql.ADD_APPLIED.run(db, [(*_columns(event), at_us) for event, _ in changes.applied])
+    sql.ADD_ENTRY.run(db, [(e.payment_id, e.version, e.event_id, e.at_us) for e, _ in booked])
     ids = {
         account: account_id
         for account, sums in changes.sums.items()
         for (account_id,) in db.execute(sql.SET_ACCOUNT, (*account, *sums))
     }
-    db.executemany(
-        sql.ADD_POSTING,
+    sql.ADD_POSTING.run(
+        db,
         [
-            (event.payment_id, event.version, line, ids[p.account, p.currency], p.side, p.amount)
+            (event.payment_id, event.version, line, ids[p.account, p.currency], p.side.value, p.amount)
             for event, entry in booked
             for line, p in enumerate(entry.postings)
         ],
@@ -189,7 +189,7 @@ def _columns(event: LedgerEvent) -> Row:
         event.event_id,
         event.payment_id,
         event.version,
-        event.type,
+        event.type.value,
         event.at_us,
         event.amount,
         event.currency,

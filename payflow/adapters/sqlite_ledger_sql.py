@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from payflow.adapters.sqlite_rows import insert_many
+
 APPLICATION_ID: Final = 0x50464C47  # "PFLG"
 
 _TABLES: Final = """
@@ -81,9 +83,10 @@ CREATE TABLE position (
 MIGRATIONS: Final = (_TABLES,)
 
 # ------------------------------------------------------------------ loading; `{keys}` stands for a list of placeholders
-HEAD: Final = """
-SELECT event_id, payment_id, version, type, at_us, amount, currency, merchant_id
-FROM inbox WHERE payment_id = ? ORDER BY version DESC LIMIT 1
+# The last event of each payment: beside max() SQLite takes the other columns from the row that has the maximum.
+HEADS: Final = """
+SELECT event_id, payment_id, max(version), type, at_us, amount, currency, merchant_id
+FROM inbox WHERE payment_id IN ({keys}) GROUP BY payment_id
 """
 APPLIED: Final = """
 SELECT event_id, payment_id, version, type, at_us, amount, currency, merchant_id
@@ -101,18 +104,15 @@ FROM held_event WHERE event_id IN ({keys})
 ACCOUNT: Final = "SELECT debit, credit FROM account WHERE account = ? AND currency = ?"
 
 # ------------------------------------------------------------------ writing
-ADD_APPLIED: Final = """
-INSERT INTO inbox (event_id, payment_id, version, type, at_us, amount, currency, merchant_id, booked_at_us)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-ADD_ENTRY: Final = "INSERT INTO entry (payment_id, version, event_id, at_us) VALUES (?, ?, ?, ?)"
+ADD_APPLIED: Final = insert_many(
+    "inbox", "event_id, payment_id, version, type, at_us, amount, currency, merchant_id, booked_at_us"
+)
+ADD_ENTRY: Final = insert_many("entry", "payment_id, version, event_id, at_us")
 SET_ACCOUNT: Final = """
 INSERT INTO account (account, currency, debit, credit) VALUES (?, ?, ?, ?)
 ON CONFLICT (account, currency) DO UPDATE SET debit = excluded.debit, credit = excluded.credit RETURNING id
 """
-ADD_POSTING: Final = """
-INSERT INTO posting (payment_id, version, line, account_id, side, amount) VALUES (?, ?, ?, ?, ?, ?)
-"""
+ADD_POSTING: Final = insert_many("posting", "payment_id, version, line, account_id, side, amount")
 RELEASE: Final = "DELETE FROM held_event WHERE payment_id = ? AND version = ?"
 HOLD: Final = """
 INSERT INTO held_event

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -119,7 +120,11 @@ def _one_sentence(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        reason = _FAILURES.get(primary_code(error) or sqlite3.SQLITE_OK, "cannot be opened")
+        code = primary_code(error) or sqlite3.SQLITE_OK
+        # SQLite calls it an I/O error when its shared-memory file finds no room.
+        if code == sqlite3.SQLITE_IOERR and shutil.disk_usage(path.parent).free == 0:
+            code = sqlite3.SQLITE_FULL
+        reason = _FAILURES.get(code, "cannot be opened")
         raise DependencyUnavailable(f"{path} {reason} ({error})") from error
     except OSError as error:
         raise DependencyUnavailable(f"{path} cannot be used: {error.strerror or error}") from error

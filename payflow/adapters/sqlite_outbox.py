@@ -13,6 +13,7 @@ from typing import Any, Final
 from payflow import wire
 from payflow.adapters import sqlite_outbox_sql as sql
 from payflow.adapters.sqlite_file import SqliteFile, SqliteReader
+from payflow.adapters.sqlite_rows import marks
 from payflow.core.idempotency import StoredKey
 from payflow.core.outbox import (
     Audit,
@@ -125,12 +126,12 @@ def _load(group: Group, connection: sqlite3.Connection) -> Loaded:
     payments = {payment.id: payment for payment in _payments(connection, group.payment_ids())}
     orders: dict[tuple[str, str], Payment] = {}
     for part in sql.lists(group.orders()):
-        statement = sql.ORDERS.format(sql.marks(len(part), "(?, ?)"))
+        statement = sql.ORDERS.format(marks(len(part), "(?, ?)"))
         for row in connection.execute(statement, [value for pair in part for value in pair]):
             orders[row[1], row[2]] = sql.payment_of(row)
     keys: dict[bytes, StoredKey] = {}
     for part in sql.lists(group.scopes(payments)):
-        for scope, *stored in connection.execute(sql.KEYS.format(sql.marks(len(part))), part):
+        for scope, *stored in connection.execute(sql.KEYS.format(marks(len(part))), part):
             keys[scope] = StoredKey(*stored)
             assert keys[scope].answer is not None
     return Loaded(payments, orders, keys)
@@ -140,7 +141,7 @@ def _payments(connection: sqlite3.Connection, ids: set[bytes]) -> list[Payment]:
     return [
         sql.payment_of(row)
         for part in sql.lists(ids)
-        for row in connection.execute(sql.PAYMENTS.format(sql.marks(len(part))), part)
+        for row in connection.execute(sql.PAYMENTS.format(marks(len(part))), part)
     ]
 
 

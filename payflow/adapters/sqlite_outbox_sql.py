@@ -8,20 +8,14 @@ the order of commits because there is one writer.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
+from payflow.adapters.sqlite_rows import Many, insert_many
 from payflow.core.outbox import ROW_LIFE, MarkPublished, Park, Requeue, RowState, Unpublish, Write, states_before
 from payflow.core.payment import EventType, Payment, Status
-
-
-def marks(count: int, one: str = "?") -> str:
-    """`count` placeholders."""
-    return ", ".join([one] * count)
 
 
 APPLICATION_ID: Final = 0x50464F31  # "PFO1"
@@ -114,45 +108,17 @@ LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM payment_event"
 
 
 # ------------------------------------------------------------------ write
-class Many:
-    """A statement for many rows: one step, and one turn of the GIL, for up to 64 of them. A turn costs the writer more
-    than a row does while the loop's thread wants the GIL, too.
-
-    `template` has `{}` where the rows stand. Lengths are powers of two: few statements, all of them kept prepared.
-    """
-
-    LENGTHS: Final = (64, 32, 16, 8, 4, 2, 1)
-
-    def __init__(self, template: str, row: str) -> None:
-        self._statements = {length: template.format(marks(length, row)) for length in self.LENGTHS}
-
-    def run(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]], *first: Any) -> int:
-        """Run it for `rows` in order; `first` are the parameters before them. Returns how many rows were changed."""
-        start = changed = 0
-        for length, statement in self._statements.items():
-            while len(rows) - start >= length:
-                part = rows[start : start + length]
-                changed += connection.execute(statement, [*first, *chain.from_iterable(part)]).rowcount
-                start += length
-        return changed
-
-
-def _insert(table: str, columns: str) -> Many:
-    """OR ROLLBACK, because a rejected row ends the whole transaction anyway: without it SQLite copies every page that
-    such a statement touches, so as to be able to undo it alone, and the gain becomes a loss.
-    """
-    return Many(f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {{}}", f"({marks(columns.count(',') + 1)})")
-
-
-INSERT_PAYMENT: Final = _insert("payment", _PAYMENT)
+INSERT_PAYMENT: Final = insert_many("payment", _PAYMENT)
 UPDATE_PAYMENT: Final = (
     "UPDATE payment SET status = ?, captured_amount = ?, refunded_amount = ?, updated_at_us = ?, version = ? "
     "WHERE id = ?"
 )
-INSERT_EVENT: Final = _insert("payment_event", "seq, id, payment, version, type, at_us, amount, payload_bytes, state")
-INSERT_OUTBOX: Final = _insert("outbox", "seq, payload, traceparent")
-INSERT_ANSWER: Final = _insert("answer", "seq, scope, at_us, body")
-INSERT_KEY: Final = _insert("idempotency", "scope, fingerprint, seq")
+INSERT_EVENT: Final = insert_many(
+    "payment_event", "seq, id, payment, version, type, at_us, amount, payload_bytes, state"
+)
+INSERT_OUTBOX: Final = insert_many("outbox", "seq, payload, traceparent")
+INSERT_ANSWER: Final = insert_many("answer", "seq, scope, at_us, body")
+INSERT_KEY: Final = insert_many("idempotency", "scope, fingerprint, seq")
 
 BROKER: Final = "SELECT id FROM broker WHERE name = ?"
 OTHER_BROKERS: Final = "SELECT id FROM broker WHERE name <> ?"

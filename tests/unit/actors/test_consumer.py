@@ -298,3 +298,19 @@ async def test_position_is_told_to_kafka_for_the_lag_tools() -> None:
         await advance(5.0)
 
         assert {0: 1} == w.memory.committed
+
+
+@virtual
+async def test_broker_that_stops_answering_is_not_called_connected() -> None:
+    """Health must not say UP for as long as the client's own timeouts last."""
+    async with world() as w:
+        await advance(3.0)
+        assert (await w.system.snapshot("consumer", timeout_s=1.0)).value.connected
+
+        w.memory.refuse()
+        await advance(3.0)
+
+        assert not (await w.system.snapshot("consumer", timeout_s=1.0)).value.connected
+        w.memory.mend()
+        await advance(3.0)
+        assert (await w.system.snapshot("consumer", timeout_s=1.0)).value.connected

@@ -420,3 +420,26 @@ async def test_an_abandoned_run_that_comes_back_still_closes_what_it_opened() ->
         assert await system.ref("a").ask("y", timeout_s=1) == "y"
         stats = system.ref("a").stats()
         assert (stats.accepted_total, stats.processed_total, stats.in_flight) == (2, 1, 0)
+
+
+@virtual
+async def test_what_comes_down_after_the_end_began_stays_down() -> None:
+    """A fresh start during the shutdown would bind ports again and undo the drain."""
+    async with running(child("a"), child("b")) as system:
+        system.end_restarts()
+        system.ref("b").tell("crash")
+        await advance(10)
+
+        assert {"a": 1, "b": 1} == instances(system)
+        assert ActorState.FAILED is states(system)["b"]
+
+
+@virtual
+async def test_restart_by_hand_ends_a_pause() -> None:
+    """A fresh run that still stands still is not what was asked for."""
+    async with running(child("a")) as system:
+        system.pause("a", max_s=60, by="ops")
+
+        await system.restart("a", "stuck")
+
+        assert ActorState.RUNNING is states(system)["a"]
