@@ -17,7 +17,7 @@ $(VENV)/run.stamp: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the locked dependencies (once) ..." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
@@ -39,7 +39,7 @@ fmt: $(VENV)/dev.stamp ## Mend what the linter can mend
 	@$(BIN)/ruff check --fix .
 
 lock: $(VENV)/dev.stamp ## Write the lock files anew from pyproject.toml
-	@for target in "requirements.lock --extra uvloop --extra embedded" "requirements-dev.lock --all-extras"; do \
+	@for target in "requirements.lock --extra uvloop --extra embedded --extra load --extra build" "requirements-dev.lock --all-extras"; do \
 	  set -- $$target; out=$$1; shift; \
 	  $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe --output-file $$out "$$@" pyproject.toml; \
 	done
