@@ -39,7 +39,7 @@ class AppHealth:
         needed = ["intake"] + (["outbox"] if self._ingest else []) + (["consumer"] if self._consume else [])
         nodes = self._nodes()
         parts = {actor_id: nodes[actor_id].state.value for actor_id in needed}
-        good = all(nodes[actor_id].state in _READY for actor_id in needed)
+        good = all(nodes[actor_id].state in _READY and not nodes[actor_id].stuck for actor_id in needed)
         if self._ingest:
             parts["database"] = "writable" if self._writable() else "not writable"
             good = good and self._writable()

@@ -73,7 +73,11 @@ class Inspector:
         return self._stamped({"loop": plain(self._watchdog.figures())})
 
     async def journey(self, payment_id: bytes) -> Mapping[str, object] | None:
-        """What happened to a payment and when: accepted, committed, published, booked, with the time between."""
+        """What happened to a payment and when: accepted, committed, published, booked, with the time between.
+
+        The writer takes the time of acceptance just before COMMIT; the time of COMMIT itself cannot be in the row,
+        but a row that can be read is committed.
+        """
         if self._payments is None:
             return None
         found = await self._payments.payment(payment_id)
@@ -125,6 +129,7 @@ def _hops(event: Any, entry_at_us: int | None) -> dict[str, object]:
         "version": event.version,
         "outbox": event.outbox,
         "accepted_at": time_text(event.at_us),
+        "committed": True,
         "published_at": None if published is None else time_text(published),
         "booked_at": None if booked is None else time_text(booked),
         "ledger_entry_at": None if entry_at_us is None else time_text(entry_at_us),

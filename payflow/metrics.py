@@ -130,7 +130,7 @@ HELP: Final[Mapping[str, str]] = {
     "payflow_ledger_duplicates_total": "Deliveries of events that were booked before.",
     "payflow_ledger_out_of_order_total": "Events that came before their predecessor.",
     "payflow_offset_out_of_range_total": "Positions that no longer exist in the log.",
-    "payflow_ledger_imbalance": "Debit minus credit over all postings, by the last audit.",
+    "payflow_ledger_imbalance": "Difference of debit and credit plus drift of accounts, by the last audit.",
     "payflow_held_events": "Events that wait in the ledger for their predecessor.",
     "payflow_held_events_oldest_age_seconds": "Age of the oldest held event.",
     "payflow_intake_rejected_total": "Requests answered with a problem document, by its code.",

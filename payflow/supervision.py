@@ -208,7 +208,8 @@ class Supervisor:
         if timer is not None:
             timer.cancel()
 
-    async def _start_group(self, group: tuple[str, ...]) -> None:
+    async def _start_group(self, group: tuple[str, ...]) -> StartFailed | None:
+        """Start who backs off, in order; the failure that ended it, which has been decided on."""
         for child_id in group:
             child = self.children[child_id]
             self._pending.pop(child_id, None)
@@ -218,8 +219,9 @@ class Supervisor:
                 await child.start()
             except StartFailed as error:  # another crash of this child; its group covers whoever was not started yet
                 await self._decide(child, ExitReason.CRASHED, last_line(error.__cause__) or error.reason)
-                return
+                return error
             self._policy.on_started(child_id, self._world.clock())
+        return None
 
     async def _restart_on_request(self, request: RestartRequest) -> None:
         child = self.children[request.child]
@@ -227,8 +229,10 @@ class Supervisor:
             await child.stop(Stopping())
             self._cancel_pending(child.id)
             child.back_off(0)
-            await self._start_group((child.id,))
-            if not request.done.done():
+            failed = await self._start_group((child.id,))
+            if failed is not None and not request.done.done():
+                request.done.set_exception(failed)
+            elif not request.done.done():
                 request.done.set_result(None)
         finally:
             if not request.done.done():  # we are being stopped in the middle of it

@@ -60,6 +60,8 @@ LEVELS: Final[Mapping[str, str]] = {
     "publisher.outbox_unreadable": "warning",
     "ledger.audit_failed": "warning",
     "heartbeat.not_built": "warning",
+    "gauges.failed": "warning",
+    "consumer.held_event_blocked": "error",
     "request.failed": "error",
 }
 
@@ -113,9 +115,17 @@ class LogWriter:
                     )
                     reported = self.dropped_total
                 try:
-                    os.write(self._fd, "".join([self._render(event) for event in events]).encode("utf-8", "replace"))
+                    os.write(self._fd, "".join([self._line(event) for event in events]).encode("utf-8", "replace"))
                 except OSError:
                     self.dropped_total += count
+
+    def _line(self, event: Event) -> str:
+        """One event that cannot be rendered (a path that is not UTF-8, say) must not end the log of the process."""
+        try:
+            return self._render(event)
+        except Exception:  # noqa: BLE001 - whatever it is, the next event is another
+            safe = {str(key): repr(value).encode("ascii", "backslashreplace").decode() for key, value in event.items()}
+            return render_json(safe | {"event": str(event.get("event")), "at": time.time()})
 
 
 def render_json(event: Event) -> str:

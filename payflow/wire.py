@@ -200,6 +200,11 @@ _decode_event: Final = msgspec.json.Decoder(_Incoming).decode
 _PLACE: Final = re.compile(r" - at `[$.\w\[\]]*`$")
 
 
+def _unknown_version(version: int) -> str:
+    """A large number is no version, and may be a card number."""
+    return f"unknown schema version {version}" if 0 <= version < 10_000 else "unknown schema version"
+
+
 def _without_values(error: Exception) -> str:
     """What is wrong and where, never what was there: the reason goes into logs and headers."""
     place = _PLACE.search(str(error))
@@ -237,7 +242,7 @@ def _body(value: bytes) -> _Incoming:
         _refuse_other_version(value)
         raise UndecodableEvent(_without_values(error)) from None
     if body.schema_version != SCHEMA_VERSION:
-        raise UndecodableEvent(f"unknown schema version {body.schema_version}")
+        raise UndecodableEvent(_unknown_version(body.schema_version))
     return body
 
 
@@ -248,4 +253,4 @@ def _refuse_other_version(value: bytes) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
     if version != SCHEMA_VERSION:
-        raise UndecodableEvent(f"unknown schema version {version}")
+        raise UndecodableEvent(_unknown_version(version))

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from payflow.actor import Actor, ActorRef
+from payflow.actors.auditor import Auditor
 from payflow.actors.consumer_values import ConsumerCounters, ConsumerSettings, ConsumerSnapshot
 from payflow.actors.dead_letters import DeadLetterWriter, Poison
 from payflow.actors.lag import ASK_EVERY_S, ASK_TIMEOUT_S, LOST_AFTER_FAILURES, Lag
@@ -38,7 +39,6 @@ from payflow.ports import Clock, EventLog, Ledger, LogInfo, Record, RecordSource
 
 __all__ = ["Consumer", "ConsumerCounters", "ConsumerSettings", "ConsumerSnapshot"]
 
-AUDIT: Final = "audit"
 BOOK: Final = "book"
 LAG: Final = "lag"
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -120,7 +120,13 @@ class Consumer(Actor):
         elif self._broker is not None:
             with suppress(MailboxFull):  # then others have asked, and the answer goes to all
                 self._broker.tell(WhereIsKafka())
-        self._send_later(self._settings.audit_interval_s, Tick(AUDIT))
+        auditor = Auditor(
+            self._ledger,
+            interval_s=self._settings.audit_interval_s,
+            counters=self._counters,
+            ctx=self.ctx,
+        )
+        self.ctx.spawn(auditor.run(), name="audit")
         self.ctx.spawn(self._watch_lag(), name="lag")
 
     async def on_drain(self) -> None:
@@ -160,8 +166,6 @@ class Consumer(Actor):
                     self._connect()
                 case Tick(duty=duty) if duty == BOOK:
                     self._resting = False
-                case Tick(duty=duty) if duty == AUDIT:
-                    await self._audit()
                 case _:
                     pass
         await self._book()
@@ -211,6 +215,14 @@ class Consumer(Actor):
         self._counters.booked_total += len(booking.booked)
         self._counters.duplicates_total += booking.duplicates
         self._counters.out_of_order_total += booking.held
+        for blocked in booking.blocked:  # durably held, and no retry will book it: a person has to look
+            event = blocked.delivery.event
+            self.ctx.emit(
+                "consumer.held_event_blocked",
+                event_id=event.event_id.hex(),
+                version=event.version,
+                reason=blocked.reason,
+            )
         if self._acks is not None:
             self._acks.add(booking.booked)
 
@@ -385,26 +397,7 @@ class Consumer(Actor):
         if self._source is not None:
             await self._source.close(timeout_s=CLOSE_TIMEOUT_S)
 
-    # ------------------------------------------------------------------ audit and lag
-    async def _audit(self) -> None:
-        self._send_later(self._settings.audit_interval_s, Tick(AUDIT))
-        try:
-            balances = await self._ledger.audit()
-        except (StoreBusy, StoreUnavailable) as error:
-            self._note(error)
-            self.ctx.emit("ledger.audit_failed", error=self._last_error)
-            return
-        self._counters.imbalance = {balance.currency: balance.imbalance for balance in balances}
-        for balance in balances:
-            if balance.imbalance:
-                self.ctx.emit(
-                    "ledger.imbalance",
-                    currency=balance.currency,
-                    debit=balance.debit,
-                    credit=balance.credit,
-                    drift=balance.drift,
-                )
-
+    # ------------------------------------------------------------------ lag
     async def _watch_lag(self) -> None:
         """Lag in records and in seconds; a client that lost its broker or stopped making progress is replaced.
 

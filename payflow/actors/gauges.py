@@ -14,7 +14,6 @@ from typing import Final
 
 from payflow.actor import Actor
 from payflow.core.outbox import Backlog
-from payflow.errors import PayflowError
 from payflow.messages import Tick
 from payflow.ports import LedgerReader, OutboxReader
 
@@ -77,7 +76,9 @@ class GaugeReader(Actor):
                 await opens()
                 self._open.add(name)
             await reads()
-        except PayflowError as error:
+        except Exception as error:  # noqa: BLE001 - whatever happens here must not count against the pipeline
+            if name not in self._gauges.failed:
+                self.ctx.emit("gauges.failed", reading=name, error=f"{type(error).__name__}: {error}")
             self._gauges.failed[name] = str(error)
         else:
             self._gauges.failed.pop(name, None)

@@ -81,14 +81,14 @@ class Management(Actor):
         brings_back = message.action == "resume" or (message.action == "restart" and message.actor_id == self._store_id)
         try:
             audited = False if brings_back else await self._audit(message)
-            self.ctx.emit(
-                "management.acted", action=message.action, target=message.actor_id, by=message.by, reason=message.reason
-            )
-            self._actions += 1
             await self._act(message)
         except PayflowError as error:
             self._not("acted", message, error)
             return error
+        self._actions += 1
+        self.ctx.emit(
+            "management.acted", action=message.action, target=message.actor_id, by=message.by, reason=message.reason
+        )
         if brings_back:
             try:
                 audited = await self._audit(message)

@@ -297,7 +297,7 @@ class Publisher(Actor):
         if current or error is None:
             self._record(permits, count, error, took_s)
         else:
-            self._give_back(permits)  # we gave the producer up ourselves: that says nothing about the broker we have now
+            self._give_back(permits)  # we gave the producer up: that says nothing about the broker there is now
         if current:
             self._settle(lane, rows, (count, base_offset), error)
         self._poke()

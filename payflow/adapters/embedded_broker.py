@@ -20,6 +20,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from typing import Final
 
+from payflow.core.outbox import VOLATILE_PREFIX
 from payflow.errors import BrokerUnavailable, DependencyUnavailable
 
 START_TIMEOUT_S: Final = 15.0  # a hundred times the usual start: only a machine in trouble gets there
@@ -117,7 +118,8 @@ def main() -> int:
         broker = next(iter(cluster.list_topics(timeout=METADATA_TIMEOUT_S).brokers.values()))
     except (KafkaException, StopIteration) as error:
         return _report({"error": repr(error)}, status=1)
-    _report({"bootstrap": f"{broker.host}:{broker.port}", "broker_id": f"embedded-{os.urandom(8).hex()}"}, status=0)
+    broker_id = f"{VOLATILE_PREFIX}{os.urandom(8).hex()}"
+    _report({"bootstrap": f"{broker.host}:{broker.port}", "broker_id": broker_id}, status=0)
     sys.stdin.buffer.read()
     os._exit(0)  # nothing to save, and librdkafka's own way out takes its time
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from payflow.adapters import sqlite_ledger_sql as sql
 from payflow.adapters.sqlite_file import SqliteFile, SqliteReader
+from payflow.adapters.sqlite_rows import marks
 from payflow.core.booking import Account, Batch, Changes, Loaded, Sums
 from payflow.core.ledger import (
     AccountBalance,
@@ -125,7 +126,7 @@ class SqliteLedgerReader:
 
 # ------------------------------------------------------------------ loading, inside the transaction
 def _load(db: sqlite3.Connection, batch: Batch) -> Loaded:
-    heads = map(_event, _select(db, sql.HEADS, batch.payment_ids))
+    heads = map(_event, _select(db, sql.HEADS, batch.payment_ids, "(?)"))
     applied = map(_event, _select(db, sql.APPLIED, batch.event_ids))
     held: dict[bytes, Delivery] = {}
     if db.execute(sql.ANY_HELD).fetchone()[0]:
@@ -142,13 +143,13 @@ def _load_sums(db: sqlite3.Connection, accounts: Iterable[Account]) -> dict[Acco
     return {account: sums for account in accounts for sums in db.execute(sql.ACCOUNT, account)}
 
 
-def _select(db: sqlite3.Connection, query: str, keys: Sequence[bytes]) -> Iterator[Row]:
+def _select(db: sqlite3.Connection, query: str, keys: Sequence[bytes], one: str = "?") -> Iterator[Row]:
     """Rows for a list of keys. Placeholders grow in powers of two, so that few statements are prepared."""
     if not keys:
         return
     size = 1 << (len(keys) - 1).bit_length()
     padding = [keys[-1]] * (size - len(keys))
-    yield from db.execute(query.format(keys=", ".join("?" * size)), [*keys, *padding])
+    yield from db.execute(query.format(keys=marks(size, one)), [*keys, *padding])
 
 
 def _event(row: Row) -> LedgerEvent:

@@ -83,10 +83,10 @@ CREATE TABLE position (
 MIGRATIONS: Final = (_TABLES,)
 
 # ------------------------------------------------------------------ loading; `{keys}` stands for a list of placeholders
-# The last event of each payment: beside max() SQLite takes the other columns from the row that has the maximum.
 HEADS: Final = """
-SELECT event_id, payment_id, max(version), type, at_us, amount, currency, merchant_id
-FROM inbox WHERE payment_id IN ({keys}) GROUP BY payment_id
+SELECT event_id, payment_id, version, type, at_us, amount, currency, merchant_id
+FROM (VALUES {keys}) AS wanted CROSS JOIN inbox ON payment_id = wanted.column1
+AND version = (SELECT max(version) FROM inbox WHERE payment_id = wanted.column1)
 """
 APPLIED: Final = """
 SELECT event_id, payment_id, version, type, at_us, amount, currency, merchant_id

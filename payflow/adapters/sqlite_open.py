@@ -79,12 +79,12 @@ def open_owned(path: Path, spec: FileSpec) -> OwnedFile:
     Raises DependencyUnavailable with one sentence; then nothing is held and no file of ours was changed.
     """
     path = path.resolve()
-    lock_fd = _take_owner_lock(path)
+    lock_fd = take_owner_lock(path)
     try:
-        with _one_sentence(path):
+        with one_sentence(path):
             if not path.exists():
                 _create(path, spec)
-            _refuse_strangers(path, spec)
+            refuse_strangers(path, spec)
             connection = _connect(path, "rw", spec.busy_timeout_s)
             try:
                 _prepare(path, connection, spec)
@@ -103,7 +103,7 @@ def open_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     Raises DependencyUnavailable when there is no such database; never creates one.
     """
     path = path.resolve()
-    with _one_sentence(path):
+    with one_sentence(path):
         connection = _connect(path, "ro", busy_timeout_s)
         try:
             for pragma in ("query_only = ON", "wal_autocheckpoint = 0", "mmap_size = 0", "trusted_schema = OFF"):
@@ -116,7 +116,8 @@ def open_read_only(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def one_sentence(path: Path) -> Iterator[None]:
+    """What SQLite or the file system refuses within the block becomes DependencyUnavailable with one sentence."""
     try:
         yield
     except sqlite3.Error as error:
@@ -142,7 +143,7 @@ def _connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection
     )
 
 
-def _take_owner_lock(path: Path) -> int:
+def take_owner_lock(path: Path) -> int:
     """Descriptor of the lock file, which holds our pid and is never removed.
 
     The kernel frees it when the process ends, however it ends.
@@ -164,6 +165,13 @@ def _take_owner_lock(path: Path) -> int:
         os.close(lock_fd)
         raise DependencyUnavailable(f"{path} cannot be locked: {lock_path}: {error.strerror or error}") from error
     return lock_fd
+
+
+def refuse_owned(path: Path) -> None:
+    """Raise DependencyUnavailable when a process owns the file; makes no lock file and keeps no lock."""
+    lock_path = Path(f"{path.resolve()}.lock")
+    if lock_path.exists():
+        os.close(take_owner_lock(path.resolve()))
 
 
 def _create(path: Path, spec: FileSpec) -> None:
@@ -190,7 +198,7 @@ def _create(path: Path, spec: FileSpec) -> None:
         os.close(directory_fd)
 
 
-def _refuse_strangers(path: Path, spec: FileSpec) -> None:
+def refuse_strangers(path: Path, spec: FileSpec) -> None:
     """Look before touching.
 
     Through SQLite: closing a plain descriptor would drop the locks that our own readers hold on the file.

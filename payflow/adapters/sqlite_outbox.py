@@ -111,15 +111,26 @@ class SqliteOutboxStore:
         answers = connection.execute(sql.OLD_ANSWERS, (purge.limit, purge.keys_before_us)).fetchall()
         connection.executemany(sql.DELETE_KEY, [(scope, seq) for seq, scope in answers])
         connection.executemany(sql.DELETE_ANSWER, [(seq,) for seq, _ in answers])
+        return len(answers) + self._purge_payloads(connection, purge)
+
+    def _purge_payloads(self, connection: sqlite3.Connection, purge: Purge) -> int:
+        """From the head on. Rows that are not published are passed; the first that is published and not old ends the
+        round, for what follows is younger.
+        """
         looked_at = connection.execute(sql.PAYLOADS, (self._purged_to, purge.limit)).fetchall()
-        old = [
-            (seq,)
-            for seq, state, published_at_us in looked_at
-            if state == RowState.PUBLISHED and published_at_us < purge.published_before_us
-        ]
+        old: list[tuple[int]] = []
+        young = False
+        for seq, state, published_at_us in looked_at:
+            if state != RowState.PUBLISHED:
+                continue
+            young = published_at_us >= purge.published_before_us
+            if young:
+                break
+            old.append((seq,))
         connection.executemany(sql.DELETE_PAYLOAD, old)
-        self._purged_to = max(seq for seq, *_ in looked_at) if len(looked_at) == purge.limit else 0
-        return len(answers) + len(old)
+        goes_on = len(looked_at) == purge.limit and not young
+        self._purged_to = looked_at[-1][0] if goes_on else 0
+        return len(old)
 
 
 def _load(group: Group, connection: sqlite3.Connection) -> Loaded:

@@ -14,9 +14,18 @@ from typing import Any, Final
 import msgspec
 
 from payflow.adapters.sqlite_rows import Many, insert_many
-from payflow.core.outbox import ROW_LIFE, MarkPublished, Park, Requeue, RowState, Unpublish, Write, states_before
+from payflow.core.outbox import (
+    ROW_LIFE,
+    VOLATILE_PREFIX,
+    MarkPublished,
+    Park,
+    Requeue,
+    RowState,
+    Unpublish,
+    Write,
+    states_before,
+)
 from payflow.core.payment import EventType, Payment, Status
-
 
 APPLICATION_ID: Final = 0x50464F31  # "PFO1"
 
@@ -121,7 +130,7 @@ INSERT_ANSWER: Final = insert_many("answer", "seq, scope, at_us, body")
 INSERT_KEY: Final = insert_many("idempotency", "scope, fingerprint, seq")
 
 BROKER: Final = "SELECT id FROM broker WHERE name = ?"
-OTHER_BROKERS: Final = "SELECT id FROM broker WHERE name <> ?"
+OTHER_BROKERS: Final = f"SELECT id FROM broker WHERE name <> ? AND name GLOB '{VOLATILE_PREFIX}*'"  # noqa: S608
 INSERT_BROKER: Final = "INSERT INTO broker (name) VALUES (?)"
 
 

@@ -40,4 +40,5 @@ def insert_many(table: str, columns: str) -> Many:
     """OR ROLLBACK, because a rejected row ends the whole transaction anyway: without it SQLite copies every page that
     such a statement touches, so as to be able to undo it alone, and the gain becomes a loss.
     """
-    return Many(f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {{}}", f"({marks(columns.count(',') + 1)})")
+    row = f"({marks(columns.count(',') + 1)})"
+    return Many(f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {{}}", row)  # noqa: S608

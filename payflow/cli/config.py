@@ -133,7 +133,12 @@ def _refuse(error: ConfigError) -> NoReturn:
     sys.exit(BAD_CONFIGURATION)
 
 
-def _tell(label: str, colour: str, problems: tuple[Problem, ...]) -> None:
+def tell_error(sentence: str) -> None:
+    """One line on standard error, as problems of the configuration are told."""
+    _tell("error", "red", (sentence,))
+
+
+def _tell(label: str, colour: str, problems: tuple[Problem | str, ...]) -> None:
     # Click leaves colours out where there is no terminal; NO_COLOR is ours to honour.
     styled = False if os.environ.get("NO_COLOR") else None
     for problem in problems:

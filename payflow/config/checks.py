@@ -70,6 +70,15 @@ def _delivery_too_short(settings: Settings) -> str | None:
     return f"must be at least kafka.request_timeout ({render_duration(settings.kafka.request_timeout_s)})"
 
 
+def _busy_too_long(settings: Settings) -> str | None:
+    if settings.storage.busy_timeout_s < settings.http.request_timeout_s:
+        return None
+    return (
+        f"is not shorter than http.request_timeout ({render_duration(settings.http.request_timeout_s)}), "
+        "so no client hears that a locked database wrote nothing"
+    )
+
+
 def _loop_check_too_rare(settings: Settings) -> str | None:
     if settings.telemetry.loop_check_interval_s < settings.telemetry.loop_lag_threshold_s:
         return None
@@ -115,6 +124,7 @@ ERRORS: Final = (
     Rule(("telemetry.loop_check_interval", "telemetry.loop_lag_threshold"), _loop_check_too_rare),
 )
 WARNINGS: Final = (
+    Rule(("storage.busy_timeout", "http.request_timeout"), _busy_too_long),
     Rule(("management.allow_actions",), _actions_without_tokens),
     Rule(("heartbeat.server_url",), _url_without_eureka),
     *(

@@ -111,7 +111,7 @@ class StorageSettings:
     data_dir: Annotated[Path, Directory("Directory of the databases; it is made when it is missing.")] = Path("data")
     busy_timeout_s: Annotated[
         float, Duration("How long a statement waits for a lock that something outside holds.")
-    ] = 5.0
+    ] = 2.0
     checkpoint_pages: Annotated[
         int, Integer("Pages in the write-ahead log after which it is checkpointed.", least=100, most=_COUNT)
     ] = 4000
@@ -285,8 +285,8 @@ class ShutdownSettings:
     requests_done_s: Annotated[float, Duration("Requests in flight finished.")] = 8.0
     drain_s: Annotated[float, Duration("Intake, outbox, publisher, consumer drained, one after the other.")] = 10.0
     stop_s: Annotated[float, Duration("Actors stopped in reverse order.")] = 5.0
-    close_s: Annotated[float, Duration("Kafka clients stopped, databases checkpointed and closed.")] = 3.0
-    flush_s: Annotated[float, Duration("Last metrics and the last log line written.")] = 1.0
+    close_s: Annotated[float, Duration("Reserved; Kafka clients and databases are closed with their actors.")] = 3.0
+    flush_s: Annotated[float, Duration("Reserved; the log is flushed for at most a second after the last phase.")] = 1.0
 
 
 def _breakers() -> Mapping[str, BreakerSettings]:

@@ -26,6 +26,10 @@ class RowState(IntEnum):
     PARKED = 2
 
 
+# The ids of memory-only brokers begin so; what such a broker acknowledged is gone with it.
+VOLATILE_PREFIX: Final = "embedded-"
+
+
 # ------------------------------------------------------------------ what a group is made of
 @value
 class Submit:
@@ -78,8 +82,8 @@ class MarkBooked:
 
 @dataclass(frozen=True, slots=True)
 class Unpublish:
-    """A memory-only broker is gone: published rows that were not booked and did not go to `broker_id` become pending
-    again.
+    """Memory-only brokers are gone: published rows that were not booked become pending again if they went to any of
+    these but `broker_id`. What a real cluster acknowledged stays published.
     """
 
     broker_id: str

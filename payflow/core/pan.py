@@ -10,6 +10,7 @@ prefix, and UUIDs never count.
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import Final
 
 PAN_DIGITS_MIN: Final = 13
@@ -38,6 +39,8 @@ _SCHEME: Final = re.compile(
 # Luhn: every second digit from the right is doubled and its digits summed. As byte tables, so that C does the work.
 _VALUES: Final = bytes.maketrans(b"0123456789", bytes(range(10)))
 _DOUBLED: Final = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
+_ZEROS: Final = b"0" * PAN_DIGITS_MAX
+_NO_END: Final = b"\xff"
 
 
 def passes_luhn(digits: bytes) -> bool:
@@ -74,17 +77,34 @@ def _run_is_card(text: str, run: re.Match[str], *, identifier: bool) -> bool:
 
 def _passing_stretch(run: bytes, *, scheme_only: bool = False) -> bool:
     """Whether a stretch of whole groups is a card: `42 4111 1111 1111 1111` holds one, and 20 digits in one piece do
-    not.
+    not. The work grows with the number of groups alone: a request full of digits must not hold the loop.
     """
     groups = _GROUP.findall(run)
-    for first in range(len(groups)):
-        digits = b""
-        for group in groups[first:]:
-            digits += group
-            if len(digits) < PAN_DIGITS_MIN:
-                continue
-            if len(digits) > PAN_DIGITS_MAX:
-                break
-            if passes_luhn(digits) and (not scheme_only or _SCHEME.fullmatch(digits)) and digits.strip(b"0"):
-                return True
+    digits = b"".join(groups)
+    bounds = [0, *accumulate(map(len, groups))]
+    halves = tuple(_sums_and_ends(digits, bounds, parity) for parity in (0, 1))
+    for start in bounds:
+        if digits.startswith(_ZEROS, start) or (scheme_only and _SCHEME.match(digits, start) is None):
+            continue
+        for sums, ends in halves:
+            end = ends.find(sums[start], start + PAN_DIGITS_MIN, start + PAN_DIGITS_MAX + 1)
+            while end >= 0:
+                has_value = digits.count(b"0", start, end) < end - start
+                if has_value and (not scheme_only or _SCHEME.fullmatch(digits, start, end)):
+                    return True
+                end = ends.find(sums[start], end + 1, start + PAN_DIGITS_MAX + 1)
     return False
+
+
+def _sums_and_ends(digits: bytes, bounds: list[int], parity: int) -> tuple[bytes, bytearray]:
+    """Luhn sums modulo 10 of all prefixes, as they count for windows with an end of this parity, and the same again
+    where such a window may end. A window passes when the sum at its start is the one at its end.
+    """
+    values = bytearray(digits.translate(_VALUES))
+    values[parity::2] = digits[parity::2].translate(_DOUBLED)
+    sums = bytes([total % 10 for total in accumulate(values, initial=0)])
+    ends = bytearray(_NO_END) * len(sums)
+    for bound in bounds:
+        if bound % 2 == parity:
+            ends[bound] = sums[bound]
+    return sums, ends

@@ -444,10 +444,12 @@ async def test_no_statement_of_booking_and_reading_scans_a_table(file_store: Sto
     """Where a table is read from its beginning the plan says SCAN; the slice of an audit is a scan of what it holds."""
     assert file_store.path is not None
     with closing(sqlite3.connect(file_store.path)) as db:
-        text = STATEMENTS[name].format(keys="?, ?, ?")
+        text = STATEMENTS[name]
+        text = text.format(keys="(?), (?), (?)" if "VALUES {keys}" in text else "?, ?, ?")
         steps = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {text}", _blanks(text))]
 
-    assert [step for step in steps if step.startswith("SCAN") and "slice" not in step] == []
+    given = ("slice", "wanted", "CONSTANT ROWS")  # a bounded part, or what the statement brings along
+    assert [step for step in steps if step.startswith("SCAN") and not any(word in step for word in given)] == []
     if not name.startswith("AUDIT"):
         assert [step for step in steps if "TEMP B-TREE" in step] == []
 

@@ -229,6 +229,39 @@ async def test_an_order_is_paid_once_for_ever(outbox: Outbox, together: bool) ->
     assert accepted(three).created
 
 
+async def test_a_group_of_authorizations_meets_what_is_stored(outbox: Outbox) -> None:
+    """A store may presume that keys and orders are new; what it answers must not show it."""
+    first = submit(authorize(order="o-1"), key="k-1")
+    (stored,) = await outbox.commit(first)
+
+    for _ in range(2):  # after the first time nothing is presumed
+        outcomes = await outbox.commit(
+            submit(authorize(order="o-2"), key="k-2"),
+            submit(authorize(7, order="o-2"), key="k-1"),  # in this order: the key is known, whatever the order is
+            submit(authorize(order="o-1")),
+            first,
+            submit(authorize(), key="k-3"),
+        )
+
+        new, reused, taken, again, other = outcomes
+        assert [RefusalCode.KEY_REUSED, RefusalCode.ORDER_EXISTS] == [
+            refused.code for refused in (reused, taken) if isinstance(refused, Refusal)
+        ]
+        assert accepted(stored).answer == accepted(again).answer
+        assert accepted(again).replayed
+        assert accepted(new).payment_id != accepted(other).payment_id
+    assert 3 == len(await outbox.pending())
+
+
+async def test_a_key_that_is_stored_goes_before_an_order_of_the_same_group(outbox: Outbox) -> None:
+    """The order is taken within the group, so nothing of the second command would meet an index."""
+    await outbox.commit(submit(authorize(), key="k-1"))
+
+    _, refused = await outbox.commit(submit(authorize(order="o-1")), submit(authorize(7, order="o-1"), key="k-1"))
+
+    assert Refusal(RefusalCode.KEY_REUSED) == refused
+
+
 async def test_a_group_larger_than_any_list_of_parameters(outbox: Outbox) -> None:
     outcomes = await outbox.commit(*(submit(authorize(order=f"o-{n}", metadata={"n": str(n)})) for n in range(1300)))
     ids = [accepted(outcome).payment_id for outcome in outcomes]
@@ -337,13 +370,13 @@ async def test_rows_on_a_broker_that_is_gone_become_pending_in_sequence(outbox: 
     await _three(outbox)
     rows = await outbox.pending()
     first, second, third = [row.seq for row in rows]
-    await outbox.commit(_mark(first, second, broker="old"), _mark(third, broker="new"))
+    await outbox.commit(_mark(first, second, broker="embedded-old"), _mark(third, broker="embedded-new"))
     await outbox.commit(MarkBooked((rows[0].event_id,), AT_US))
 
-    assert [Done(1), Done(0)] == await outbox.commit(Unpublish("new"), Unpublish("new"))
+    assert [Done(1), Done(0)] == await outbox.commit(Unpublish("embedded-new"), Unpublish("embedded-new"))
 
     assert rows[1:2] == await outbox.pending()
-    assert {} == await outbox.reader.unbooked_bytes("old")
+    assert {} == await outbox.reader.unbooked_bytes("embedded-old")
 
 
 async def test_published_rows_can_be_requeued(outbox: Outbox) -> None:
@@ -413,6 +446,34 @@ async def test_retention_spares_what_was_published_since(outbox: Outbox) -> None
     await outbox.commit(_mark(*await outbox.seqs()))
 
     assert [0] * 5 == await _purge(outbox, published=AT_US + 50)
+
+
+async def test_retention_keeps_up_with_rows_that_become_old_one_after_the_other(outbox: Outbox) -> None:
+    """F30: a slice that meets young rows looks at the head again, however many of them there are."""
+    for n in range(1, 31):
+        await outbox.authorized(n)
+    seqs = await outbox.seqs()
+    for n, seq in enumerate(seqs):
+        await outbox.commit(MarkPublished((PublishedRow(seq, 0, n),), "b-1", AT_US + n))
+
+    freed = []
+    for n in range(10, 30, 2):  # time goes on: two rows more are old with each slice
+        (outcome,) = await outbox.commit(Purge(0, AT_US + n, 20))
+        assert isinstance(outcome, Done)
+        freed.append(outcome.rows)
+
+    assert [10, *[2] * 9] == freed
+
+
+async def test_rows_on_a_real_cluster_stay_published(outbox: Outbox) -> None:
+    """Only what a memory-only broker took is gone with it."""
+    await _three(outbox)
+    first, second, third = await outbox.seqs()
+    await outbox.commit(_mark(first, broker="4L6g3nShT"), _mark(second, third, broker="embedded-old"))
+
+    assert [Done(2)] == await outbox.commit(Unpublish(""))
+
+    assert [second, third] == await outbox.seqs()
 
 
 # ------------------------------------------------------------------ lists

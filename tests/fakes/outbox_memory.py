@@ -13,6 +13,7 @@ from payflow import wire
 from payflow.core.idempotency import StoredKey
 from payflow.core.outbox import (
     ROW_LIFE,
+    VOLATILE_PREFIX,
     Audit,
     Backlog,
     Changes,
@@ -145,7 +146,9 @@ class OutboxMemory:
                 return sum(
                     self._move(write, row.seq)
                     for row in self._data.rows.values()
-                    if row.broker_id not in {None, write.broker_id} and row.booked_at_us is None
+                    if row.broker_id not in {None, write.broker_id}
+                    and row.broker_id.startswith(VOLATILE_PREFIX)
+                    and row.booked_at_us is None
                 )
             case Audit():
                 self._data.audit.append(write)

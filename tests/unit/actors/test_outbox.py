@@ -94,6 +94,22 @@ async def test_everything_that_waits_shares_one_transaction() -> None:
 
 
 @virtual
+async def test_who_was_answered_is_in_the_next_group_again() -> None:
+    """Eight clients that write again when they are answered: no group is the half that came during a commit."""
+    async with world() as w:
+
+        async def client() -> None:
+            for _ in range(5):
+                await w.outbox.ask(submit(authorize()), timeout_s=1.0)
+
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(8):
+                clients.create_task(client())
+
+        assert [8] * 5 == [len(group) for group in w.store.groups]
+
+
+@virtual
 async def test_one_bad_write_fails_alone() -> None:
     """F20: never one client's error for many clients."""
     async with world() as w:
@@ -246,14 +262,14 @@ async def test_each_start_asks_for_the_broker_and_lets_the_publisher_rewind() ->
 async def test_new_broker_is_announced_after_its_rows_are_pending() -> None:
     async with world() as w:
         await w.outbox.ask(submit(authorize()), timeout_s=1.0)
-        await w.outbox.ask(MarkPublished((PublishedRow(1, 0, 0),), "one", 1), timeout_s=1.0)
+        await w.outbox.ask(MarkPublished((PublishedRow(1, 0, 0),), "embedded-one", 1), timeout_s=1.0)
         del w.told[:]
 
-        w.outbox.tell(BrokerMoved("b:1", "two"))
+        w.outbox.tell(BrokerMoved("b:1", "embedded-two"))
         await settle()
 
         assert 1 == (await w.store.backlog()).pending
-        assert [BrokerMoved("b:1", "two"), Rewind()] == w.told
+        assert [BrokerMoved("b:1", "embedded-two"), Rewind()] == w.told
 
 
 @virtual
@@ -262,7 +278,7 @@ async def test_new_broker_is_announced_once_the_full_disk_allows_it() -> None:
     async with world() as w:
         del w.told[:]
         w.store.fail_next += [StoreUnavailable("full")] * 3
-        w.outbox.tell(BrokerMoved("b:1", "two"))
+        w.outbox.tell(BrokerMoved("b:1", "embedded-two"))
         w.outbox.tell(WhereIsKafka())
         await advance(5.0)
 
@@ -273,22 +289,22 @@ async def test_new_broker_is_announced_once_the_full_disk_allows_it() -> None:
 async def test_retry_of_an_announcement_never_goes_back_to_an_older_broker() -> None:
     async with world() as w:
         w.store.fail_next.append(StoreUnavailable("full"))
-        w.outbox.tell(BrokerMoved("a:1", "one"))
+        w.outbox.tell(BrokerMoved("a:1", "embedded-one"))
         await advance(0.5)
-        w.outbox.tell(BrokerMoved("b:1", "two"))
+        w.outbox.tell(BrokerMoved("b:1", "embedded-two"))
         await advance(5.0)
 
         moves = [message for message in w.told if isinstance(message, BrokerMoved)]
-        assert {BrokerMoved("b:1", "two")} == set(moves)
+        assert {BrokerMoved("b:1", "embedded-two")} == set(moves)
 
 
 @virtual
 async def test_mark_for_a_broker_that_is_gone_leaves_the_row_pending() -> None:
     async with world() as w:
         await w.outbox.ask(submit(authorize()), timeout_s=1.0)
-        w.outbox.tell(BrokerMoved("b:1", "two"))
+        w.outbox.tell(BrokerMoved("b:1", "embedded-two"))
 
-        outcome = await w.outbox.ask(MarkPublished((PublishedRow(1, 0, 0),), "one", 1), timeout_s=1.0)
+        outcome = await w.outbox.ask(MarkPublished((PublishedRow(1, 0, 0),), "embedded-one", 1), timeout_s=1.0)
 
         assert Done(0) == outcome
         assert 1 == (await w.store.backlog()).pending

@@ -232,11 +232,12 @@ async def test_lane_stops_at_the_unbooked_limit() -> None:
 @virtual
 async def test_new_broker_is_read_from_the_first_pending_row() -> None:
     async with publishing(bootstrap=None) as bench:
-        bench.publisher.tell(BrokerMoved("a:1", "one"))
+        bench.memory.replace("embedded-one")
+        bench.publisher.tell(BrokerMoved("a:1", "embedded-one"))
         await bench.pay(3)
         await advance(1.0)
-        bench.memory.replace("two")
-        bench.outbox.tell(BrokerMoved("b:1", "two"))
+        bench.memory.replace("embedded-two")
+        bench.outbox.tell(BrokerMoved("b:1", "embedded-two"))
 
         await advance(2.0)
 
@@ -247,17 +248,18 @@ async def test_new_broker_is_read_from_the_first_pending_row() -> None:
 @virtual
 async def test_mark_for_a_broker_that_is_gone_marks_nothing() -> None:
     async with publishing(bootstrap=None) as bench:
-        bench.publisher.tell(BrokerMoved("a:1", "one"))
+        bench.memory.replace("embedded-one")
+        bench.publisher.tell(BrokerMoved("a:1", "embedded-one"))
         await settle()
         bench.store.delay_s = 0.5
         paying = asyncio.create_task(bench.pay(2))
         await advance(1.8)
-        bench.memory.replace("two")
-        bench.outbox.tell(BrokerMoved("b:1", "two"))
+        bench.memory.replace("embedded-two")
+        bench.outbox.tell(BrokerMoved("b:1", "embedded-two"))
         await advance(15.0)
         await paying
 
-        assert {"two"} == {row.broker_id for row in bench.store._data.rows.values()}
+        assert {"embedded-two"} == {row.broker_id for row in bench.store._data.rows.values()}
 
 
 @virtual

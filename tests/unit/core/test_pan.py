@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payflow.core import pan
 from payflow.core.pan import holds_card, may_hold_card, passes_luhn
 
 # Numbers that the schemes and processors publish for tests.
@@ -104,3 +111,65 @@ def test_luhn_agrees_with_its_definition(digits: str) -> None:
         total += value - 9 if value > 9 else value
 
     assert passes_luhn(digits.encode()) is (total % 10 == 0)
+
+
+def naive_stretch(run: bytes, *, scheme_only: bool) -> bool:
+    """By the definition: every stretch of whole groups, summed anew."""
+    groups = re.findall(rb"[0-9]+", run)
+    stretches = (b"".join(groups[first:last]) for first in range(len(groups)) for last in range(first, len(groups) + 1))
+    return any(
+        13 <= len(digits) <= 19
+        and passes_luhn(digits)
+        and digits.strip(b"0") != b""
+        and (not scheme_only or pan._SCHEME.fullmatch(digits) is not None)
+        for digits in stretches
+    )
+
+
+@given(
+    st.one_of(
+        st.lists(st.from_regex(rb"[0-9]{1,6}", fullmatch=True), min_size=1, max_size=24).map(b" ".join),
+        st.lists(st.sampled_from([b"0", b"00", b"4", b"11", b"1111", b"41"]), min_size=1, max_size=24).map(b"-".join),
+        st.from_regex(rb"[0-9]{12,21}", fullmatch=True),
+    ),
+    st.booleans(),
+)
+def test_stretches_agree_with_their_definition(run: bytes, scheme_only: bool) -> None:
+    assert pan._passing_stretch(run, scheme_only=scheme_only) is naive_stretch(run, scheme_only=scheme_only)
+
+
+def lines_run(call: Callable[[], object]) -> int:
+    """Lines of core/pan.py that a call runs: work that a slow machine does not change."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != pan.__file__:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def without_card(groups: int) -> bytes:
+    """Single digits of which no stretch passes."""
+    digits = b"1"
+    while len(digits) < groups:
+        fits = (digits + b"%d" % one for one in range(10))
+        digits = next(more for more in fits if not any(passes_luhn(more[-size:]) for size in range(13, 20)))
+    return b" ".join(digits[place : place + 1] for place in range(groups))
+
+
+@pytest.mark.parametrize("run", [without_card(2000), b" ".join([b"0"] * 2000), b" ".join([b"0"] * 60 + [b"1"]) * 33])
+@pytest.mark.parametrize("scheme_only", [False, True])
+def test_a_request_full_of_digits_is_little_work(run: bytes, scheme_only: bool) -> None:
+    groups = len(run.split())
+
+    assert lines_run(lambda: pan._passing_stretch(run, scheme_only=scheme_only)) < 20 * groups
