@@ -295,11 +295,12 @@ class App:
         limits = HttpLimits(
             body_bytes=http.body_limit_bytes,
             body_read_timeout_s=http.body_read_timeout_s,
+            header_timeout_s=http.header_timeout_s,
             keep_alive_s=http.keep_alive_s,
+            max_connections=http.max_connections,
             backlog=http.backlog,
             request_timeout_s=http.request_timeout_s,
         )
-        ids = UuidIds()
         self._front = ApiServer(
             service,
             health=self._health,
@@ -311,7 +312,7 @@ class App:
             breakers=self._breaker_bodies,
             observe=self._requests.observe,
             refused=self._requests.refuse,
-            new_request_id=lambda: id_text(ids.new()),
+            new_request_id=_request_id,
             info=self._info(),
             emit=self._emit,
         )
@@ -337,12 +338,12 @@ class App:
             health=self._health,
             host=management.host,
             port=self.ports.get("management_port", management.port),
-            access=Access(
-                management.allow_actions, {name: token.reveal() for name, token in management.tokens.items()}
-            ),
+            access=Access(management.allow_actions, management.tokens),
             metrics=server_stats,
             breakers=self._breaker_bodies,
             info=self._info(),
+            new_request_id=_request_id,
+            emit=self._emit,
         )
         return Management(
             front,
@@ -417,6 +418,10 @@ class App:
             "kafka": self._settings.kafka.bootstrap_servers,
             "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         }
+
+
+def _request_id() -> str:
+    return id_text(UuidIds().new())
 
 
 def make_data_dir(path: Path) -> None:

@@ -103,6 +103,10 @@ class StoreUnavailable(PayflowError):
     """The store refused a write and rolled it back, for example because the disk is full; nothing was written."""
 
 
+class StoreDamaged(PayflowError):
+    """The database file is broken; nothing was written. Waiting mends nothing: reopen, which refuses the file."""
+
+
 class StoreOutcomeUnknown(PayflowError):
     """COMMIT or the connection failed: the group may or may not be on disk. Reopen before anything else."""
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from payflow.actors.management import Act
+from payflow.actors.management import Act, PutBack
 from payflow.errors import PayflowError
 from payflow.ports import Clock, LedgerReader, OutboxReader
 from payflow.supervisor import System, render_text
@@ -107,6 +107,18 @@ class Inspector:
         if action != "resume" and actor_id == self._management.id:
             raise ValueError(f"{actor_id} carries out the actions: it cannot {action} itself")
         result = await self._management.ask(Act(action, actor_id, by, reason, max_s), timeout_s=ACT_TIMEOUT_S)
+        if isinstance(result, PayflowError):
+            raise result
+        return dict(result)
+
+    async def requeue(self, seqs: Sequence[int], *, by: str, reason: str) -> Mapping[str, object]:
+        """Hand the wish to the management actor, which audits and does it.
+
+        ValueError: no outbox in this process; PayflowError: it could not be done, or it is not known whether it was.
+        """
+        if self._payments is None:
+            raise ValueError("this process has no outbox; ask the one with the ingest role")
+        result = await self._management.ask(PutBack(tuple(seqs), by, reason), timeout_s=ACT_TIMEOUT_S)
         if isinstance(result, PayflowError):
             raise result
         return dict(result)

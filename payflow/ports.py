@@ -39,7 +39,7 @@ class OutboxStore(Protocol):
     """Sole writer of the payments database. One call is one transaction.
 
     Raises StoreBusy or StoreUnavailable when nothing was written, StoreOutcomeUnknown when that cannot be told (reopen
-    before any other call),
+    before any other call), StoreDamaged when the file is broken (reopening refuses it),
     ValueError-like errors of a single bad write as StoreRejected: the caller splits the group and tries again.
     """
 
@@ -245,7 +245,7 @@ class PaymentsService(Protocol):
     it.
     """
 
-    async def submit(self, request: Submit) -> Accepted | Refusal:
+    async def submit(self, request: Submit, *, request_id: str) -> Accepted | Refusal:
         """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown
         (the
         write may still happen).
@@ -314,3 +314,6 @@ class ManagementService(Protocol):
         self, action: str, actor_id: str, *, by: str, reason: str, max_s: float | None
     ) -> Mapping[str, object]:
         """`action` is pause, resume or restart; audited before it is done."""
+
+    async def requeue(self, seqs: Sequence[int], *, by: str, reason: str) -> Mapping[str, object]:
+        """Make parked or published rows pending again; audited before it is done. ValueError without an outbox."""

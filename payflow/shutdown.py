@@ -243,8 +243,10 @@ def _is_missing_dependency(error: BaseException | None) -> bool:
 
 
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    seen = {id(error)}  # whoever raises an error from itself, or from its own effect, must not hold the end up
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
         error = error.__cause__
+        seen.add(id(error))
     return f"{type(error).__name__}: {error}"
 
 

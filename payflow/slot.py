@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from payflow.actor import ActorRef, Emit, ExitReason
-from payflow.errors import ActorStopped, MailboxClosed, MailboxFull, StartFailed
+from payflow.errors import ActorStopped, MailboxClosed, MailboxFull, PayflowError, StartFailed
 from payflow.instance import Drain, Exit, Home, Instance, LookCommand, StopCommand, last_line
 from payflow.mailbox import Clock, DeadLetterSink, Mailbox, MailboxState
 from payflow.spec import ChildSpec
@@ -166,7 +166,14 @@ class ActorSlot:
         reason = f"start timeout {float(self.spec.start_timeout_s)} s" if timed_out else last_line(cause) or "cancelled"
         self._note_error(reason)
         self._enter(ActorState.FAILED)
-        self._world.emit("actor.start_failed", actor=self.id, instance=self.number, error=reason)
+        self._world.emit(
+            "actor.start_failed",
+            actor=self.id,
+            instance=self.number,
+            error=reason,
+            # What is missing outside is said in its own sentence; only of a bug one asks where it is.
+            traceback="" if cause is None or isinstance(cause, PayflowError) else _lines(cause),
+        )
         raise StartFailed(self.id, reason) from cause
 
     # -------------------------------------------------------------- end
@@ -252,7 +259,7 @@ class ActorSlot:
                 instance=instance.number,
                 reason=ended.reason,
                 error=last_line(ended.cause),
-                traceback="".join(traceback.format_exception(ended.cause)) if ended.cause is not None else "",
+                traceback=_lines(ended.cause) if ended.cause is not None else "",
             )
         if not self._stopping:
             self._on_down(Down(self.id, instance.number, ended.reason, ended.cause))
@@ -359,3 +366,8 @@ class ActorSlot:
         )
         if self.spec.stuck_action == "restart":
             self.kill_stuck()
+
+
+def _lines(error: BaseException) -> str:
+    """The traceback as text; it has no local variables."""
+    return "".join(traceback.format_exception(error))

@@ -35,6 +35,7 @@ LEVELS: Final[Mapping[str, str]] = {
     "actor.drain_timeout": "warning",
     "supervisor.escalated": "error",
     "loop.blocked": "warning",
+    "connections.refused": "warning",
     "shutdown.phase_timeout": "error",
     "shutdown.task_failed": "error",
     "broker.started": "warning",

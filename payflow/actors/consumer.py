@@ -45,6 +45,7 @@ CLOSE_TIMEOUT_S: Final = 2.0
 # Fetches that may wait here during one transaction; without it a locked ledger would fill the mailbox with records.
 FETCHES_AHEAD: Final = 8
 LATE_MARKS_S: Final = 10.0
+GENERATIONS_AN_INSTANCE: Final = 1 << 32
 
 
 class Consumer(Actor):
@@ -107,6 +108,8 @@ class Consumer(Actor):
     # ------------------------------------------------------------------ life
     async def on_start(self, stack: AsyncExitStack) -> None:
         """Open the ledger; Kafka comes when it comes."""
+        # The mailbox outlives a crash. What is in it is not ours: its position would pass what the crashed one lost.
+        self._generation = self.ctx.instance * GENERATIONS_AN_INSTANCE
         stack.push_async_callback(self._ledger.close)
         await self._ledger.open()
         stack.push_async_callback(self._close_clients)

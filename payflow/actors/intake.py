@@ -126,12 +126,14 @@ class IntakeService:
         self._ledger = ledger
         self._timeout_s = timeout_s
 
-    async def submit(self, request: Submit) -> Accepted | Refusal:
-        """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown
+    async def submit(self, request: Submit, *, request_id: str | None = None) -> Accepted | Refusal:
+        """`request_id` goes with the message, so that debug pages and dead letters lead back to the client's answer.
+
+        Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown
         (ask again with the same key).
         """
         try:
-            outcome = await self._intake.ask(request, timeout_s=self._timeout_s)
+            outcome = await self._intake.ask(request, timeout_s=self._timeout_s, trace_id=request_id)
         except (MailboxFull, MailboxClosed) as error:
             raise Overloaded(retry_after_s=RETRY_AFTER_S) from error
         except (DeadlineExceeded, ActorStopped, ActorCrashed) as error:

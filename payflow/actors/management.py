@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from payflow.actor import Actor, ActorRef
-from payflow.core.outbox import Audit
+from payflow.core.outbox import Audit, Done, Requeue
 from payflow.errors import PayflowError
 from payflow.ports import Clock, HttpFront
 from payflow.supervisor import System
@@ -33,6 +33,16 @@ class Act:
 
 
 @dataclass(frozen=True, slots=True)
+class PutBack:
+    """An operator's wish that rows of the outbox are published again."""
+
+    seqs: tuple[int, ...]
+    by: str
+    reason: str
+    debug_fields: ClassVar[frozenset[str]] = frozenset({"seqs", "by"})
+
+
+@dataclass(frozen=True, slots=True)
 class ManagementSnapshot:
     """What the debug page shows."""
 
@@ -41,7 +51,7 @@ class ManagementSnapshot:
 
 
 class Management(Actor):
-    """Owns the management site; handles Act."""
+    """Owns the management site; handles Act and PutBack."""
 
     def __init__(
         self,
@@ -72,7 +82,29 @@ class Management(Actor):
         """Small and cheap."""
         return ManagementSnapshot(self._port, self._actions)
 
-    async def handle(self, message: Act) -> dict[str, object] | PayflowError:
+    async def handle(self, message: Act | PutBack) -> dict[str, object] | PayflowError:
+        """One action. What cannot be done is an answer, not a crash."""
+        return await (self._put_back(message) if isinstance(message, PutBack) else self._do(message))
+
+    async def _put_back(self, message: PutBack) -> dict[str, object] | PayflowError:
+        """Audit, then make the rows pending; the outbox tells the publisher. Needs the outbox: see `Inspector`."""
+        assert self._outbox is not None
+        seqs = ",".join(map(str, message.seqs))
+        audit = Audit(message.by, "requeue", "outbox", message.reason, f'{{"seqs":[{seqs}]}}', self._clock.wall_us())
+        try:
+            await self._outbox.ask(audit, timeout_s=AUDIT_TIMEOUT_S)
+            self.ctx.emit(
+                "management.acted", action="requeue", target="outbox", by=message.by, reason=message.reason
+            )
+            self._actions += 1
+            done = await self._outbox.ask(Requeue(message.seqs), timeout_s=AUDIT_TIMEOUT_S)
+        except PayflowError as error:
+            self.ctx.emit("management.not_acted", action="requeue", target="outbox", by=message.by, error=str(error))
+            return error
+        assert isinstance(done, Done)
+        return {"action": "requeue", "by": message.by, "asked": len(message.seqs), "requeued": done.rows}
+
+    async def _do(self, message: Act) -> dict[str, object] | PayflowError:
         """Audit, then act. What would bring the outbox back is audited afterwards: until then it cannot store anything.
 
         What cannot be done is an answer, not a crash: an outbox that is paused or has no disk must not take this site,

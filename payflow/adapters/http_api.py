@@ -18,15 +18,15 @@ from typing import Final, Protocol
 from aiohttp import hdrs, web
 
 from payflow.adapters import problems
-from payflow.adapters.http_connection import METRICS_PATH, Connection, make_request
-from payflow.adapters.http_failures import refusal_of
+from payflow.adapters.http_connection import METRICS_PATH, Connection, Gate, make_request
+from payflow.adapters.http_failures import refusal_of, report
 from payflow.adapters.http_inflight import InFlight
 from payflow.adapters.http_pages import Breakers, Pages
 from payflow.adapters.http_read import admit, body_at_once, read_body
-from payflow.adapters.http_reply import Reply
+from payflow.adapters.http_reply import Reply, complete
 from payflow.adapters.http_routes import UNMATCHED, Resource, Route, find
 from payflow.adapters.openapi import openapi_document
-from payflow.adapters.payments_api import Answer, PaymentsApi
+from payflow.adapters.payments_api import Answer, PaymentsApi, retry_after
 from payflow.adapters.problems import ProblemType, Refused
 from payflow.errors import DependencyUnavailable
 from payflow.ports import Health, PaymentsService
@@ -46,7 +46,9 @@ class HttpLimits:
 
     body_bytes: int = 65_536
     body_read_timeout_s: float = 5.0
+    header_timeout_s: float = 10.0
     keep_alive_s: float = 75.0
+    max_connections: int = 1000
     backlog: int = 1024
     request_timeout_s: float = 6.0
 
@@ -114,7 +116,13 @@ class ApiServer:
         self._draining = False
         self._manager = web.Server(self._serve, request_factory=make_request)
         connection = partial(
-            Connection, self._manager, loop=loop, answer=self._unreadable, keepalive_timeout=limits.keep_alive_s
+            Connection,
+            self._manager,
+            loop=loop,
+            answer=self._unreadable,
+            gate=Gate(limits.max_connections, emit=self._emit),
+            header_timeout_s=limits.header_timeout_s,
+            keepalive_timeout=limits.keep_alive_s,
         )
         try:
             self._listener = await loop.create_server(connection, self._host, self._port, backlog=limits.backlog)
@@ -187,10 +195,12 @@ class ApiServer:
             body = body_at_once(request.content, limits.body_bytes)
             if body is None:
                 body = await read_body(request, body_bytes=limits.body_bytes, timeout_s=limits.body_read_timeout_s)
-            answer = await self._api.write(route.writing, path, payment_id, key=key, trace=trace, body=body)
+            answer = await self._api.write(
+                route.writing, path, payment_id, key=key, trace=trace, body=body, request_id=request_id
+            )
         elif path == METRICS_PATH:
             assert isinstance(request, web.Request)
-            return _complete(await self._metrics(request), request_id)
+            return complete(await self._metrics(request), request_id)
         else:
             answer = await self._reads[route.operation](argument, query)
         return Reply(answer.status, answer.body, answer.content_type, request_id, answer.headers)
@@ -214,20 +224,14 @@ class ApiServer:
         refused = refusal_of(error, writes=route is not None and route.writing is not None)
         if refused.problem is problems.INTERNAL_ERROR:
             template = UNMATCHED if route is None else route.template
-            self._emit("request.failed", request_id=request_id, route=template, error=error)
+            report(self._emit, error, request_id=request_id, route=template)
         return self._problem(refused, request_id)
 
     def _unreadable(self, kind: ProblemType) -> Reply:
-        """The answer to what the HTTP parser refused."""
+        """The answer to what the HTTP parser refused, or to a connection too many."""
         self._observe(UNMATCHED, "OTHER", kind.status, 0.0)
-        return self._problem(Refused(kind, close=True), self._new_request_id())
-
-
-def _complete(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
-    """A response that was made elsewhere, with the headers that all have."""
-    if not response.prepared:
-        response.headers.update({"Request-Id": request_id, hdrs.CACHE_CONTROL: "no-store", hdrs.SERVER: "payflow"})
-    return response
+        headers = retry_after(1.0) if kind is problems.TOO_MANY_CONNECTIONS else None
+        return self._problem(Refused(kind, headers=headers, close=True), self._new_request_id())
 
 
 def _reads(api: PaymentsApi, pages: Pages) -> Mapping[str, Read]:

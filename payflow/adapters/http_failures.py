@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from typing import Final
 
 from payflow.adapters import problems
@@ -19,6 +21,18 @@ from payflow.errors import (
 )
 
 _RETRY_S: Final = 1.0
+
+
+def report(emit: Callable[..., None], error: Exception, *, request_id: str, route: str) -> None:
+    """Tell of a bug, with where it happened; local variables, which would hold payloads, stay out of it."""
+    emit(
+        "request.failed",
+        request_id=request_id,
+        route=route,
+        error_type=type(error).__name__,
+        error=str(error),
+        traceback="".join(traceback.format_exception(error)),
+    )
 
 
 def refusal_of(error: Exception, *, writes: bool) -> Refused:

@@ -6,26 +6,42 @@ actions switched on (403) and a reason (422), in that order; the caller's name i
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import hmac
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from payflow.adapters import problem_pages, problems
+from payflow.adapters.http_connection import Connection, Gate
+from payflow.adapters.http_failures import refusal_of, report
+from payflow.adapters.http_reply import Reply, complete
+from payflow.adapters.payments_api import retry_after
+from payflow.adapters.problems import FieldError, ProblemType, Refused
 from payflow.errors import DependencyUnavailable, PayflowError
 from payflow.ports import Health, ManagementService
 
 BODY_BYTES: Final = 4096
 STATE_TIMEOUT_S: Final = 0.5
 LIST_LIMIT: Final = 500
+# A browser, a scraper, a few shells: more are a mistake, and must not take the files of the payments port.
+MOST_CONNECTIONS: Final = 100
+HEADER_TIMEOUT_S: Final = 10.0
 _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Token(Protocol):
+    """A secret that is only ever compared, in constant time and for any text."""
+
+    def matches(self, candidate: str, /) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +49,16 @@ class Access:
     """Who may act: `tokens` maps a name to its secret."""
 
     allow_actions: bool
-    tokens: Mapping[str, str]
+    tokens: Mapping[str, Token]
 
     def name_of(self, authorization: str | None) -> str | None:
-        """Whose token this is, compared in constant time."""
+        """Whose token this is; every token is compared, so that time does not tell which one was close."""
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             return None
         found = None
         for name, token in self.tokens.items():
-            if hmac.compare_digest(token.encode(), secret.strip().encode()):
+            if token.matches(secret.strip()):
                 found = name
         return found
 
@@ -54,14 +70,11 @@ class ActionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_s: float | None = None
 
 
-class Refusal(Exception):
-    """Answered as a problem document."""
+class RequeueBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of a requeue: which rows, and why."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
+    seqs: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]], msgspec.Meta(min_length=1, max_length=100)]
+    reason: str
 
 
 class ManagementServer:
@@ -78,6 +91,8 @@ class ManagementServer:
         metrics: Handler,
         breakers: Callable[[], Mapping[str, Mapping[str, object]]],
         info: Mapping[str, object],
+        new_request_id: Callable[[], str],
+        emit: Callable[..., None],
     ) -> None:
         self._service = service
         self._health = health
@@ -87,35 +102,50 @@ class ManagementServer:
         self._metrics = metrics
         self._breakers = breakers
         self._info = info
+        self._new_request_id = new_request_id
+        self._emit = emit
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
+        self._listener: asyncio.Server | None = None
 
     async def start(self) -> int:
         """Bind and serve; returns the port."""
-        app = web.Application(middlewares=[_problems], client_max_size=BODY_BYTES)
-        app.add_routes(self._routes())
+        app = web.Application(middlewares=[self._answered], client_max_size=BODY_BYTES)
+        routes = self._routes()
+        for route in routes:
+            route.kwargs["expect_handler"] = self._expectation
+        app.add_routes(routes)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, self._host, self._port)
+        assert self._runner.server is not None
+        loop = asyncio.get_running_loop()
+        connection = partial(
+            Connection,
+            self._runner.server,
+            loop=loop,
+            answer=self._unreadable,
+            gate=Gate(MOST_CONNECTIONS, emit=self._emit),
+            header_timeout_s=HEADER_TIMEOUT_S,
+        )
         try:
-            await self._site.start()
+            self._listener = await loop.create_server(connection, self._host, self._port)
         except OSError as error:
             await self.stop()
             raise DependencyUnavailable(_why_not_bound(self._host, self._port, error)) from error
-        return int(self._runner.addresses[0][1])
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
 
     async def unbind(self) -> None:
         """Stop listening."""
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
+        if self._listener is not None:
+            self._listener.close()
 
     async def requests_done(self) -> None:
         """Management requests are short; `stop` waits for them."""
 
     async def stop(self) -> None:
         """Close everything. Idempotent."""
-        runner, self._runner, self._site = self._runner, None, None
+        await self.unbind()
+        runner, self._runner, self._listener = self._runner, None, None
         if runner is not None:
             await runner.cleanup()
 
@@ -128,6 +158,8 @@ class ManagementServer:
             web.get("/metrics", self._metrics),
             web.get("/circuit-breaker/status", self._breaker_status),
             web.get("/circuit-breaker/{name}", self._breaker),
+            web.get("/problems", self._problem_types),
+            web.get("/problems/{code}", self._problem_type),
             web.get("/debug/actors", self._tree),
             web.get("/debug/actors/{id}", self._actor),
             web.get("/debug/actors/{id}/mailbox", self._mailbox),
@@ -136,6 +168,7 @@ class ManagementServer:
             web.get("/debug/loop", self._loop),
             web.get("/debug/journey/{payment_id}", self._journey),
             web.post("/debug/actors/{id}/{action:pause|resume|restart}", self._act),
+            web.post("/outbox/requeue", self._requeue),
         ]
 
     # ------------------------------------------------------------------ health
@@ -159,8 +192,17 @@ class ManagementServer:
     async def _breaker(self, request: web.Request) -> web.Response:
         body = self._breakers().get(request.match_info["name"])
         if body is None:
-            raise Refusal(404, "not-found", "there is no breaker of that name; /circuit-breaker/status lists them")
+            raise Refused(problems.BREAKER_NOT_FOUND)
         return _json(body)
+
+    async def _problem_types(self, _request: web.Request) -> web.Response:
+        return web.Response(body=problem_pages.index(), content_type="application/json")
+
+    async def _problem_type(self, request: web.Request) -> web.Response:
+        kind = problems.BY_CODE.get(request.match_info["code"])
+        if kind is None:
+            raise Refused(problems.NOT_FOUND)
+        return web.Response(text=problem_pages.text(kind))
 
     # ------------------------------------------------------------------ debug
     async def _tree(self, request: web.Request) -> web.Response:
@@ -168,7 +210,7 @@ class ManagementServer:
         if wanted == "text":
             return web.Response(text=self._service.tree_text())
         if wanted != "json":
-            raise Refusal(400, "invalid-query", "format is json or text")
+            raise _bad_query("format", "json or text")
         return _json(self._service.tree())
 
     async def _actor(self, request: web.Request) -> web.Response:
@@ -198,37 +240,84 @@ class ManagementServer:
         try:
             payment_id = UUID(request.match_info["payment_id"]).bytes
         except ValueError as error:
-            raise Refusal(404, "not-found", "there is no such payment") from error
+            raise Refused(problems.PAYMENT_NOT_FOUND) from error
         journey = await self._service.journey(payment_id)
         if journey is None:
-            raise Refusal(404, "not-found", "there is no such payment")
+            raise Refused(problems.PAYMENT_NOT_FOUND)
         return _json(journey)
 
     # ------------------------------------------------------------------ actions
     async def _act(self, request: web.Request) -> web.Response:
-        by = self._access.name_of(request.headers.get("Authorization"))
-        if by is None:
-            raise Refusal(401, "unauthorized", "an action needs a bearer token of this process")
-        if not self._access.allow_actions:
-            raise Refusal(403, "actions-off", "actions are off; management.allow_actions switches them on")
+        by = self._allowed(request)
         try:
             body = msgspec.json.decode(await request.read(), type=ActionBody)
         except msgspec.MsgspecError as error:
-            raise Refusal(422, "invalid-body", 'the body is {"reason": "...", "max_s": seconds?}') from error
-        if not body.reason.strip() or len(body.reason) > 500:
-            raise Refusal(422, "reason-missing", "a reason of 1 to 500 characters is needed")
+            raise Refused(problems.INVALID_BODY, 'The body is {"reason": "...", "max_s": seconds?}.') from error
+        reason = _reason(body.reason)
         action = request.match_info["action"]
         if body.max_s is not None and not 0 < body.max_s <= 3600:
-            raise Refusal(422, "invalid-body", "max_s is above 0 and at most 3600")
-        acting = self._service.act(
-            action, request.match_info["id"], by=by, reason=body.reason.strip(), max_s=body.max_s
-        )
+            raise Refused(problems.INVALID_BODY, "max_s is above 0 and at most 3600.")
+        acting = self._service.act(action, request.match_info["id"], by=by, reason=reason, max_s=body.max_s)
+        return await self._done(action, self._known(acting))
+
+    async def _requeue(self, request: web.Request) -> web.Response:
+        by = self._allowed(request)
         try:
-            return _json(await self._known(acting))
+            body = msgspec.json.decode(await request.read(), type=RequeueBody)
+        except msgspec.MsgspecError as error:
+            detail = 'The body is {"seqs": [1 to 100 numbers], "reason": "..."}.'
+            raise Refused(problems.INVALID_BODY, detail) from error
+        requeuing = self._service.requeue(sorted(set(body.seqs)), by=by, reason=_reason(body.reason))
+        return await self._done("requeue", requeuing)
+
+    def _allowed(self, request: web.Request) -> str:
+        """Name of the caller, or a refusal."""
+        by = self._access.name_of(request.headers.get("Authorization"))
+        if by is None:
+            raise Refused(problems.UNAUTHORIZED, headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
+        if not self._access.allow_actions:
+            raise Refused(problems.ACTIONS_OFF)
+        return by
+
+    async def _done(self, action: str, acting: Awaitable[Mapping[str, object]]) -> web.Response:
+        try:
+            return _json(await acting)
         except ValueError as error:
-            raise Refusal(409, "not-possible", str(error)) from error
+            raise Refused(problems.NOT_POSSIBLE, str(error)) from error
         except PayflowError as error:
-            raise Refusal(503, "not-done", f"{action} was not done: {error}") from error
+            raise Refused(problems.NOT_DONE, f"{action} was not done: {error}") from error
+
+    # ------------------------------------------------------------------ every answer
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every answer has a Request-Id, and every refusal is a problem document."""
+        request_id = self._new_request_id()
+        try:
+            response = await handler(request)
+        except Refused as refused:
+            response = _reply(refused, request_id)
+        except web.HTTPException as error:
+            response = _reply(_refusal_of(error), request_id)
+        except web.RequestPayloadError:
+            response = _reply(Refused(problems.BODY_INCOMPLETE, close=True), request_id)
+        except Exception as error:  # noqa: BLE001 - a bug becomes a 500 and an event, never a broken connection
+            refusal = refusal_of(error, writes=False)
+            if refusal.problem is problems.INTERNAL_ERROR:
+                report(self._emit, error, request_id=request_id, route=_template(request))
+            response = _reply(refusal, request_id)
+        return complete(response, request_id)
+
+    async def _expectation(self, request: web.Request) -> web.StreamResponse | None:
+        if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+            return self._unreadable(problems.EXPECTATION_FAILED)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+        return None
+
+    def _unreadable(self, kind: ProblemType) -> Reply:
+        """The answer to what does not reach a handler."""
+        headers = retry_after(1.0) if kind is problems.TOO_MANY_CONNECTIONS else None
+        return _reply(Refused(kind, headers=headers, close=True), self._new_request_id())
 
     async def _known(self, answer: Awaitable[Mapping[str, object]]) -> Mapping[str, object]:
         try:
@@ -244,8 +333,24 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port} for management: {os.strerror(error.errno) if error.errno else error}"
 
 
-def _unknown_actor() -> Refusal:
-    return Refusal(404, "not-found", "there is no actor of that id; /debug/actors lists them")
+def _template(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "unmatched" if resource is None else resource.canonical
+
+
+def _unknown_actor() -> Refused:
+    return Refused(problems.ACTOR_NOT_FOUND)
+
+
+def _bad_query(parameter: str, allowed: str) -> Refused:
+    errors = [FieldError("out_of_range", allowed, parameter=parameter)]
+    return Refused(problems.INVALID_QUERY, f"{parameter} is {allowed}.", errors=errors)
+
+
+def _reason(text: str) -> str:
+    if not text.strip() or len(text) > 500:
+        raise Refused(problems.REASON_MISSING)
+    return text.strip()
 
 
 def _limit(request: web.Request, *, default: int) -> int:
@@ -254,27 +359,28 @@ def _limit(request: web.Request, *, default: int) -> int:
     except ValueError:
         limit = 0
     if not 1 <= limit <= LIST_LIMIT:
-        raise Refusal(400, "invalid-query", f"limit is 1 to {LIST_LIMIT}")
+        raise _bad_query("limit", f"1 to {LIST_LIMIT}")
     return limit
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(
-        body=_encode(body), status=status, content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
+    return web.Response(body=_encode(body), status=status, content_type="application/json")
 
 
-def _problem(status: int, code: str, detail: str) -> web.Response:
-    body = {"type": f"/problems/{code}", "code": code, "title": detail, "status": status, "detail": detail}
-    headers = {"Cache-Control": "no-store"} | ({"WWW-Authenticate": "Bearer"} if status == 401 else {})
-    return web.Response(body=_encode(body), status=status, content_type="application/problem+json", headers=headers)
+def _refusal_of(error: web.HTTPException) -> Refused:
+    """What aiohttp itself refuses."""
+    if error.status == 404:
+        return Refused(problems.NOT_FOUND)
+    if error.status == 405:
+        return Refused(problems.METHOD_NOT_ALLOWED, headers={hdrs.ALLOW: error.headers[hdrs.ALLOW]})
+    if error.status == 413:
+        return Refused(problems.BODY_TOO_LARGE, f"The body of an action has at most {BODY_BYTES} bytes.", close=True)
+    return Refused(problems.MALFORMED_HTTP, close=True)
 
 
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refusal as refusal:
-        return _problem(refusal.status, refusal.code, refusal.detail)
-    except web.HTTPException as error:
-        return _problem(error.status, error.reason.lower().replace(" ", "-"), error.reason)
+def _reply(refused: Refused, request_id: str) -> Reply:
+    body = problems.document(refused, request_id)
+    reply = Reply(refused.problem.status, body, problems.CONTENT_TYPE, request_id, refused.headers.items())
+    if refused.close:
+        reply.force_close()
+    return reply

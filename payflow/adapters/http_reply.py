@@ -14,7 +14,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 _LINES: Final = {
@@ -41,6 +41,10 @@ class Reply(web.StreamResponse):
         self._whole_body = body
         self._request: web.BaseRequest | None = None
 
+    def unasked(self) -> bytes:
+        """The whole of it for a client that is sent away before it has asked for anything."""
+        return f"HTTP/1.1 {self._head}{_date()}\r\n{_CLOSE}\r\n".encode("latin-1") + self._whole_body
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
@@ -56,6 +60,13 @@ class Reply(web.StreamResponse):
         end = keep_alive if self._keep_alive else _CLOSE
         head = f"{start}{self._head}{_date()}\r\n{end}\r\n".encode("latin-1")
         await request.writer.write(head if request.method == "HEAD" else head + self._whole_body)
+
+
+def complete(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    """A response that was made elsewhere, with the headers that all have."""
+    if not isinstance(response, Reply) and not response.prepared:
+        response.headers.update({"Request-Id": request_id, hdrs.CACHE_CONTROL: "no-store", hdrs.SERVER: "payflow"})
+    return response
 
 
 def _clean(value: str) -> str:

@@ -173,7 +173,9 @@ def openapi() -> dict[str, Any]:
             "parameters": {name: {"name": name, **rest} for name, rest in _PARAMETERS.items()},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
             "examples": {
-                kind.code: {"summary": kind.title, "value": examples.problem(kind)} for kind in kinds.CATALOGUE
+                kind.code: {"summary": kind.title, "value": examples.problem(kind)}
+                for kind in kinds.CATALOGUE
+                if not kind.management
             },
         },
     }

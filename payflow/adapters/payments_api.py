@@ -100,7 +100,15 @@ class PaymentsApi:
 
     # -------------------------------------------------------------- writes
     async def write(
-        self, writing: Writing, path: str, payment_id: bytes, *, key: str, trace: str | None, body: bytes
+        self,
+        writing: Writing,
+        path: str,
+        payment_id: bytes,
+        *,
+        key: str,
+        trace: str | None,
+        body: bytes,
+        request_id: str,
     ) -> Answer:
         """`payment_id` is empty when a payment is created; `key` and `trace` come from the functions above."""
         request = _decode(writing, body)
@@ -113,7 +121,8 @@ class PaymentsApi:
                 key,
                 sha256(b"POST\n%b\n%b" % (path.encode(), body)).digest(),
                 trace,
-            )
+            ),
+            request_id=request_id,
         )
         if isinstance(outcome, Refusal):
             raise _refused(outcome)

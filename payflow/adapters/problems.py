@@ -21,7 +21,7 @@ MAX_FIELD_ERRORS: Final = 20
 @dataclass(frozen=True, slots=True)
 class ProblemType:
     """One kind of refusal. `detail` is the sentence used where the code has nothing more exact to say; `advice` is for
-    the reader of the docs.
+    the reader of the docs. `management`: only the management site answers it.
     """
 
     code: str
@@ -30,6 +30,7 @@ class ProblemType:
     detail: str
     advice: str
     retryable: bool = False
+    management: bool = False
 
     @property
     def type(self) -> str:
@@ -192,7 +193,32 @@ KEY_REPEATED: Final = ProblemType(
     "The request has more than one Idempotency-Key header.",
     "One request does one thing and has one key.",
 )
+# ------------------------------------------------------------------ 401, 403: an operator's action
+UNAUTHORIZED: Final = ProblemType(
+    "unauthorized",
+    401,
+    "The action needs a token",
+    "An action needs a bearer token of this process.",
+    "Send `Authorization: Bearer` and a token of `management.tokens`.",
+    management=True,
+)
+ACTIONS_OFF: Final = ProblemType(
+    "actions-off",
+    403,
+    "Actions are off",
+    "Actions are off; management.allow_actions switches them on.",
+    "A configuration of its own, so that a leaked token alone does nothing.",
+    management=True,
+)
 # ------------------------------------------------------------------ 404, 405: nothing here
+ACTOR_NOT_FOUND: Final = ProblemType(
+    "actor-not-found",
+    404,
+    "No such actor",
+    "There is no actor of that id; /debug/actors lists them.",
+    "Supervisors have no mailbox and take no actions.",
+    management=True,
+)
 NOT_FOUND: Final = ProblemType(
     "not-found",
     404,
@@ -287,6 +313,22 @@ ORDER_EXISTS: Final = ProblemType(
     "The merchant already has a payment with this order_id.",
     "`payment` links to it. An order_id is unique for a merchant, for ever, so an expired key cannot charge twice.",
 )
+NOT_POSSIBLE: Final = ProblemType(
+    "not-possible",
+    409,
+    "The action is not possible",
+    "This action is not possible on this actor.",
+    "`detail` has the reason. The management actor cannot be paused or restarted by itself.",
+    management=True,
+)
+REASON_MISSING: Final = ProblemType(
+    "reason-missing",
+    422,
+    "The action needs a reason",
+    "A reason of 1 to 500 characters is needed.",
+    "It is audited together with the name of the token.",
+    management=True,
+)
 INVALID_BODY: Final = ProblemType(
     "invalid-body",
     422,
@@ -347,6 +389,23 @@ UNAVAILABLE: Final = ProblemType(
     "Nothing was written. Retry later with the same key.",
     "The disk is full, the database is locked, or a read took too long. Wait for Retry-After seconds.",
     retryable=True,
+)
+TOO_MANY_CONNECTIONS: Final = ProblemType(
+    "too-many-connections",
+    503,
+    "Too many connections are open",
+    "The request was not read. Retry later, on a connection that is kept.",
+    "The connection is closed. Keep connections and use them again.",
+    retryable=True,
+)
+NOT_DONE: Final = ProblemType(
+    "not-done",
+    503,
+    "The action was not done",
+    "The action was not done.",
+    "`detail` has the reason, mostly that it could not be audited.",
+    retryable=True,
+    management=True,
 )
 DRAINING: Final = ProblemType(
     "draining",

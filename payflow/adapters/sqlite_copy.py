@@ -133,7 +133,8 @@ def _check(path: Path) -> None:
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != ("ok",):
-        raise DependencyUnavailable(f"{path} is not sound ({found[0]}); the database that was copied is damaged")
+        what = " ".join(found[0].split())
+        raise DependencyUnavailable(f"{path} is not sound ({what}); the database that was copied is damaged")
     _sync(path)
 
 

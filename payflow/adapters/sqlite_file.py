@@ -18,12 +18,13 @@ from typing import Final, TypeVar
 import aiosqlite
 
 from payflow.adapters.sqlite_open import FileSpec, OwnedFile, open_owned, open_read_only, primary_code
-from payflow.errors import PayflowError, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
+from payflow.errors import PayflowError, StoreBusy, StoreDamaged, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
 
 T = TypeVar("T")
 Opened = TypeVar("Opened", OwnedFile, sqlite3.Connection)
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REJECTED: Final = frozenset(
     {
         sqlite3.SQLITE_CONSTRAINT,
@@ -92,13 +93,18 @@ class SqliteFile:
     # ---------------------------------------------------------------- on the connection's thread
     def _transaction(self, fn: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
         if self._reopen_first:
-            raise StoreUnavailable(f"{self._path} has to be reopened after an unknown outcome")
+            # Never a transient error: whoever meets it reopens, also when the first one was lost with its caller.
+            raise StoreOutcomeUnknown(f"{self._path} has to be reopened after an unknown outcome")
         try:
             connection.execute("BEGIN IMMEDIATE")
             result = fn(connection)
         except BaseException as error:
-            self._roll_back(connection)
-            raise self._translated(error) from error
+            if not self._rolled_back(connection):
+                raise StoreOutcomeUnknown(f"{self._path} could not be rolled back after: {error}") from error
+            translated = self._translated(error)
+            if translated is error:
+                raise
+            raise translated from error
         try:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
@@ -111,18 +117,18 @@ class SqliteFile:
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
-    def _roll_back(self, connection: sqlite3.Connection) -> None:
-        if not connection.in_transaction:
-            return
-        try:
-            connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            self._reopen_first = True
+    def _rolled_back(self, connection: sqlite3.Connection) -> bool:
+        """False when the transaction is still there: the connection is of no use any more."""
+        if connection.in_transaction:
+            try:
+                connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._reopen_first = True
+        return not self._reopen_first
 
     def _commit_failed(self, connection: sqlite3.Connection, error: sqlite3.Error) -> BaseException:
         # SQLite keeps the transaction open when COMMIT changed nothing (busy, a deferred constraint).
-        if connection.in_transaction:
-            self._roll_back(connection)
+        if connection.in_transaction and self._rolled_back(connection):
             return self._translated(error)
         # A full disk is a short write of a WAL frame: its checksum does not hold, no commit mark was made, SQLite has
         # rolled back. Every other failure may have come after the commit mark.
@@ -133,7 +139,7 @@ class SqliteFile:
 
     def _translated(self, error: BaseException) -> BaseException:
         translated = store_error(self._path, error)
-        if isinstance(translated, StoreOutcomeUnknown):
+        if isinstance(translated, StoreOutcomeUnknown | StoreDamaged):
             self._reopen_first = True
         return translated
 
@@ -202,6 +208,8 @@ def store_error(path: Path, error: BaseException) -> BaseException:
         kind = StoreBusy
     elif code in _REJECTED:
         kind = StoreRejected
+    elif code in _DAMAGED:
+        kind = StoreDamaged
     elif code == sqlite3.SQLITE_IOERR:
         kind = StoreOutcomeUnknown
     return kind(f"{path}: {error}")

@@ -103,9 +103,9 @@ _PAYMENT: Final = (
     "id, merchant_id, order_id, amount, currency, status, captured_amount, refunded_amount, description, metadata, "
     "created_at_us, updated_at_us, version"
 )
-PAYMENTS: Final = f"SELECT {_PAYMENT} FROM payment WHERE id IN ({{}})"  # noqa: S608
+PAYMENTS: Final = f"SELECT {_PAYMENT} FROM payment WHERE id IN ({{}})"
 ORDERS: Final = (
-    f"SELECT {_PAYMENT} FROM (VALUES {{}}) AS wanted CROSS JOIN payment "  # noqa: S608
+    f"SELECT {_PAYMENT} FROM (VALUES {{}}) AS wanted CROSS JOIN payment "
     "ON merchant_id = wanted.column1 AND order_id = wanted.column2"
 )
 KEYS: Final = (
@@ -130,7 +130,7 @@ INSERT_ANSWER: Final = insert_many("answer", "seq, scope, at_us, body")
 INSERT_KEY: Final = insert_many("idempotency", "scope, fingerprint, seq")
 
 BROKER: Final = "SELECT id FROM broker WHERE name = ?"
-OTHER_BROKERS: Final = f"SELECT id FROM broker WHERE name <> ? AND name GLOB '{VOLATILE_PREFIX}*'"  # noqa: S608
+OTHER_BROKERS: Final = f"SELECT id FROM broker WHERE name <> ? AND name GLOB '{VOLATILE_PREFIX}*'"
 INSERT_BROKER: Final = "INSERT INTO broker (name) VALUES (?)"
 
 
@@ -142,7 +142,7 @@ def _move(write: type[Write], more: str, where: str, source: str = "") -> str:
     before = [int(state) for state in states_before(write)]
     test = f"state = {before[0]}" if len(before) == 1 else f"state IN ({', '.join(map(str, before))})"
     (target,) = {ROW_LIFE[RowState(state), write] for state in before}
-    return f"UPDATE payment_event SET state = {target:d}{more} {source}WHERE {test} AND {where}"  # noqa: S608
+    return f"UPDATE payment_event SET state = {target:d}{more} {source}WHERE {test} AND {where}"
 
 
 _UNSENT: Final = ', broker = NULL, partition = NULL, "offset" = NULL, published_at_us = NULL'
@@ -182,13 +182,13 @@ DELETE_PAYLOAD: Final = "DELETE FROM outbox WHERE seq = ?"
 # ------------------------------------------------------------------ read
 _NOT_HELD: Final = "NOT EXISTS (SELECT 1 FROM held_key WHERE held_key.payment = event.payment)"
 PENDING: Final = (
-    "SELECT event.seq, event.id, event.payment, event.type, event.at_us, outbox.traceparent, outbox.payload "  # noqa: S608
+    "SELECT event.seq, event.id, event.payment, event.type, event.at_us, outbox.traceparent, outbox.payload "
     "FROM payment_event AS event INDEXED BY event_pending CROSS JOIN outbox ON outbox.seq = event.seq "
     f"WHERE event.state = 0 AND event.seq > ? AND {_NOT_HELD} ORDER BY event.seq LIMIT ?"
 )
 COUNT_PENDING: Final = "SELECT count(*) FROM payment_event INDEXED BY event_pending WHERE state = 0"
 OLDEST_PENDING: Final = (
-    "SELECT event.at_us FROM payment_event AS event INDEXED BY event_pending "  # noqa: S608
+    "SELECT event.at_us FROM payment_event AS event INDEXED BY event_pending "
     f"WHERE event.state = 0 AND {_NOT_HELD} ORDER BY event.seq LIMIT 1"
 )
 COUNT_HELD: Final = "SELECT count(*), count(DISTINCT payment) FROM held_key"
@@ -204,9 +204,9 @@ _PAGE: Final = (
     "status = ? AND created_at_us >= ? AND (created_at_us, id) < (?, ?) ORDER BY created_at_us DESC, id DESC LIMIT ?"
 )
 PAGE_OF_MERCHANT: Final = (
-    f"SELECT created_at_us, id FROM payment INDEXED BY payment_by_merchant WHERE merchant_id = ? AND {_PAGE}"  # noqa: S608
+    f"SELECT created_at_us, id FROM payment INDEXED BY payment_by_merchant WHERE merchant_id = ? AND {_PAGE}"
 )
-PAGE: Final = f"SELECT created_at_us, id FROM payment INDEXED BY payment_by_status WHERE {_PAGE}"  # noqa: S608
+PAGE: Final = f"SELECT created_at_us, id FROM payment INDEXED BY payment_by_status WHERE {_PAGE}"
 
 # ------------------------------------------------------------------ values
 TYPE_CODES: Final = {EventType.AUTHORIZED: 1, EventType.CAPTURED: 2, EventType.REFUNDED: 3, EventType.VOIDED: 4}

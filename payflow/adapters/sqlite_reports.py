@@ -106,6 +106,7 @@ def snapshot_of(path: Path, spec: FileSpec) -> Iterator[sqlite3.Connection]:
 
     Raises DependencyUnavailable with one sentence, also for what fails within the block.
     """
+    path = path.resolve()
     with one_sentence(path):
         refuse_strangers(path, spec)
         connection = open_read_only(path, spec.busy_timeout_s)

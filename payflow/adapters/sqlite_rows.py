@@ -41,4 +41,4 @@ def insert_many(table: str, columns: str) -> Many:
     such a statement touches, so as to be able to undo it alone, and the gain becomes a loss.
     """
     row = f"({marks(columns.count(',') + 1)})"
-    return Many(f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {{}}", row)  # noqa: S608
+    return Many(f"INSERT OR ROLLBACK INTO {table} ({columns}) VALUES {{}}", row)

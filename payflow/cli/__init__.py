@@ -16,7 +16,15 @@ from payflow import __version__
 # Name -> (module whose attribute of that name is the command, its line in `payflow --help`).
 COMMANDS: Final = {
     "serve": ("payflow.cli.serve", "Take payments, publish them to Kafka and book them."),
+    "reconcile": ("payflow.cli.reconcile", "Compare payments, events and ledger; reads only."),
+    "backup": ("payflow.cli.backup", "Copy both databases while they are in use."),
+    "restore": ("payflow.cli.backup", "Put a backup into an empty data directory."),
+    "outbox": ("payflow.cli.outbox", "Look at outgoing events, and publish some again."),
+    "audit": ("payflow.cli.outbox", "Print what operators did."),
+    "dlq": ("payflow.cli.dlq", "Look at records that no retry can book."),
+    "top": ("payflow.cli.top", "Show the tree of actors live."),
     "config": ("payflow.cli.config", "Show, check and explain the configuration."),
+    "load": ("payflow.cli.load", "Send requests at a given rate, and check the books afterwards."),
 }
 INTERRUPTED: Final = 130
 

@@ -71,7 +71,19 @@ class HttpSettings:
         int, Size("Largest request body; a larger one is answered 413.", least=1 << 10, most=16 << 20)
     ] = 64 << 10
     body_read_timeout_s: Annotated[float, Duration("How long a client may take to send its body.")] = 5.0
+    header_timeout_s: Annotated[
+        float, Duration("How long a new connection may take to send the header of its first request.")
+    ] = 10.0
     keep_alive_s: Annotated[float, Duration("How long an idle connection is kept open.")] = 75.0
+    max_connections: Annotated[
+        int,
+        Integer(
+            "Connections open at once; one more is answered 503 and closed. "
+            "Never more than the limit of open files less 100.",
+            least=1,
+            most=_COUNT,
+        ),
+    ] = 1000
     backlog: Annotated[int, Integer("Connections the kernel holds before accept.", least=1, most=_PORT)] = 1024
     shed_after_s: Annotated[
         float, Duration("New writes are answered 503 while the oldest waiting write is older than this.")

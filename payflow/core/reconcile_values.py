@@ -92,7 +92,7 @@ def by_payment(*streams: Iterable[Item]) -> Iterator[Books]:
                     books.booked.append(item)
                 case HeldVersion():
                     books.held.append(item)
-                case Line():
+                case _:
                     books.lines.append(item)
         yield books
 

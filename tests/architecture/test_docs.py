@@ -272,7 +272,7 @@ def test_commands_that_a_page_shows_work(page: Path) -> None:
 
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) <= targets
     for line in re.findall(r"^\$ .*$", text, re.MULTILINE):
-        command = re.search(r"(?:payflow|make) (serve|config|run)\b(.*)", line.partition(" #")[0])
+        command = re.search(rf"(?:payflow|make) ({'|'.join(COMMANDS)}|run)\b(.*)", line.partition(" #")[0])
         if command is None:
             continue
         name = "serve" if command[1] == "run" else command[1]

@@ -36,6 +36,7 @@ class PaymentsServiceFake:
 
     def __init__(self) -> None:
         self.submitted: list[Submit] = []
+        self.request_ids: list[str] = []
         self.fail_with: BaseException | None = None
         self.gate: asyncio.Event | None = None
         self._new_id = counting_ids()
@@ -50,7 +51,8 @@ class PaymentsServiceFake:
         """Payments that were written."""
         return len(self._payments)
 
-    async def submit(self, request: Submit) -> Accepted | Refusal:
+    async def submit(self, request: Submit, *, request_id: str) -> Accepted | Refusal:
+        self.request_ids.append(request_id)
         await self._before()
         self.submitted.append(request)
         self._now_us += 1_000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from payflow.adapters.http_api import HttpLimits
+from payflow.adapters.http_connection import Gate
 from payflow.errors import DependencyUnavailable
 from tests.support.api_server import BODY, Api, Client, assert_problem, running_api
 
@@ -200,6 +202,60 @@ async def test_a_service_that_never_answers_is_an_unknown_outcome() -> None:
         assert write.result().header("Retry-After") == "1"
         api.service.gate.set()
         assert (await clients[0].post("/payments", BODY)).status == 201
+
+
+# ------------------------------------------------------------------ bounds of connections
+async def test_a_connection_too_many_is_answered_503_and_closed_and_told_of_once() -> None:
+    async with running_api(limits=HttpLimits(max_connections=10)) as api:
+        kept = [await api.client() for _ in range(10)]
+        for _ in range(3):
+            surplus = await api.client()
+            reply = await surplus.read()
+            assert_problem(reply, 503, "too-many-connections")
+            assert (reply.header("Connection"), reply.header("Retry-After")) == ("close", "1")
+            assert await surplus.is_closed()
+        assert (await kept[0].get("/livez")).status == 200
+        assert [name for name, _ in api.events] == ["connections.refused"]
+        assert api.refusals == ["too-many-connections"] * 3
+
+        kept[0].close()
+        async with asyncio.timeout(10):
+            while len(api.events) < 2:
+                await asyncio.sleep(0)
+
+        assert api.events == [
+            ("connections.refused", {"open": 10}),
+            ("connections.admitted", {"open": 9, "refused_total": 3}),
+        ]
+        assert (await (await api.client()).get("/livez")).status == 200
+
+
+@pytest.mark.parametrize(("files", "most"), [(128, 28), (50, 1), (resource.RLIM_INFINITY, 50)])
+def test_connections_leave_files_for_the_databases(
+    monkeypatch: pytest.MonkeyPatch, files: int, most: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    gate = Gate(50, emit=lambda *_, **__: None)
+
+    assert sum(gate.enter() for _ in range(60)) == most
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: t\r\n"])
+async def test_a_connection_that_sends_no_header_is_closed_early(sent: bytes) -> None:
+    async with running_api(limits=HttpLimits(header_timeout_s=0.05)) as api:
+        client = await api.client()
+        client.write(sent)
+
+        assert await client.is_closed()
+
+
+async def test_after_the_first_request_keep_alive_counts() -> None:
+    async with running_api(limits=HttpLimits(header_timeout_s=0.05)) as api:
+        kept, silent = await api.client(), await api.client()
+        assert (await kept.get("/livez")).status == 200
+
+        assert await silent.is_closed()
+        assert (await kept.get("/livez")).status == 200
 
 
 # ------------------------------------------------------------------ drain and stop

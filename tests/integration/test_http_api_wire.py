@@ -37,8 +37,8 @@ async def test_a_whole_answer(client: Client) -> None:
     date = rb"Date: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT"
     assert re.sub(date, b"Date: ...", answer) == (
         b"HTTP/1.1 200 OK\r\nServer: payflow\r\nCache-Control: no-store\r\nContent-Type: text/plain; charset=utf-8\r\n"
-        b"Request-Id: 00000000-0000-7000-8000-000000000001\r\nContent-Length: 3\r\nConnection: close\r\n"
-        b"Date: ...\r\n\r\nOK\n"
+        b"Request-Id: 00000000-0000-7000-8000-000000000001\r\nContent-Length: 3\r\nDate: ...\r\n"
+        b"Connection: close\r\n\r\nOK\n"
     )
 
 

@@ -18,8 +18,16 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
+from payflow.adapters import sqlite_open
 from payflow.adapters.sqlite_file import SqliteFile, SqliteReader, store_error
-from payflow.errors import DependencyUnavailable, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
+from payflow.errors import (
+    DependencyUnavailable,
+    StoreBusy,
+    StoreDamaged,
+    StoreOutcomeUnknown,
+    StoreRejected,
+    StoreUnavailable,
+)
 
 APPLICATION_ID = 0x54455354
 FIRST = "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;"
@@ -176,6 +184,38 @@ async def test_damage_of_a_table_is_found_at_the_start(path: Path) -> None:
     path.write_bytes(damaged)
 
     assert "is damaged" in await _refusal(_file(path))
+
+
+INDEXED = FIRST + """
+CREATE INDEX by_name ON item (name);
+CREATE INDEX by_some ON item (name, id) WHERE name <> 'y';
+CREATE TABLE pair (a TEXT, b TEXT UNIQUE, PRIMARY KEY (a, b)) STRICT, WITHOUT ROWID;
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("root", ["item", "by_name", "by_some", "pair", "sqlite_autoindex_pair_1"])
+async def test_damage_of_any_root_is_found_at_the_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch, root: str, whole: bool
+) -> None:
+    """Also in a file that is too large to be read whole, and in one that is not damaged nothing is found."""
+    monkeypatch.setattr(sqlite_open, "_CHECKED_WHOLE_BYTES", 1 << 30 if whole else 0)
+    file = _file(path, migrations=(INDEXED,))
+    for _ in range(2):
+        await file.open_writer()
+        (page, size) = await file.read(
+            lambda connection: (
+                connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (root,)).fetchone()[0],
+                connection.execute("PRAGMA page_size").fetchone()[0],
+            )
+        )
+        await file.close()
+    damaged = bytearray(path.read_bytes())
+    damaged[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(damaged)
+
+    assert "is damaged; it was left as it is" in await _refusal(file)
+    assert bytes(damaged) == path.read_bytes()
 
 
 async def test_an_empty_file_is_not_taken_for_a_new_database(path: Path) -> None:
@@ -406,13 +446,71 @@ async def test_an_error_at_commit_is_unknown_until_the_file_is_reopened(
 
     with pytest.raises(StoreOutcomeUnknown):
         await file.run(_insert(1))
-    with pytest.raises(StoreUnavailable, match="reopened"):
+    with pytest.raises(StoreOutcomeUnknown, match="reopened"):
         await file.run(_insert(2))
 
     await file.close()
     await file.open_writer()
     assert ([1] if after else []) == await file.read(_numbers)
     await file.close()
+
+
+class _Stuck(sqlite3.Connection):
+    """A connection that cannot roll back."""
+
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+        if sql == "ROLLBACK":
+            raise sqlite3.OperationalError("cannot roll back")
+        return super().execute(sql, *parameters)  # type: ignore[arg-type]
+
+
+async def test_a_failed_rollback_is_an_unknown_outcome_and_reopening_mends_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """StoreRejected and then StoreUnavailable for ever: nobody would have opened the file anew."""
+    await _filled(path, 1)
+    file = _file(path)
+    connect = sqlite3.connect
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, factory=_Stuck))
+        await file.open_writer()
+
+    with pytest.raises(StoreOutcomeUnknown, match="rolled back"):
+        await file.run(_insert(1))
+
+    await file.close()
+    await file.open_writer()
+    await file.run(_insert(2))
+    assert [1, 2] == await file.read(_numbers)
+    await file.close()
+
+
+async def test_an_error_of_the_function_is_not_its_own_cause(file: SqliteFile) -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise LookupError("a bug")
+
+    with pytest.raises(LookupError) as raised:
+        await file.run(fail)
+
+    assert raised.value.__cause__ is None
+
+
+async def test_damage_at_run_time_is_an_error_of_its_own_and_reopening_refuses_the_file(path: Path) -> None:
+    """As StoreUnavailable it would be probed each second, and the probe, which writes elsewhere, would call it well."""
+    file = _file(path)
+    await file.open_writer()
+    await file.run(_insert(1))
+    await file.read(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+    damaged = bytearray(path.read_bytes())
+    damaged[4096:8192] = b"\xff" * 4096
+    path.write_bytes(damaged)
+    await file.read(lambda connection: connection.execute("PRAGMA shrink_memory").fetchall())
+
+    with pytest.raises(StoreDamaged):
+        await file.run(_insert(2))
+
+    await file.close()
+    assert "is damaged" in await _refusal(file)
 
 
 async def test_a_full_disk_at_commit_is_no_unknown_outcome(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +531,9 @@ async def test_a_full_disk_at_commit_is_no_unknown_outcome(path: Path, monkeypat
         (sqlite3.SQLITE_LOCKED, StoreBusy),
         (sqlite3.SQLITE_FULL, StoreUnavailable),
         (sqlite3.SQLITE_READONLY, StoreUnavailable),
-        (sqlite3.SQLITE_CORRUPT, StoreUnavailable),
+        (sqlite3.SQLITE_CORRUPT, StoreDamaged),
+        (sqlite3.SQLITE_CORRUPT_INDEX, StoreDamaged),
+        (sqlite3.SQLITE_NOTADB, StoreDamaged),
         (sqlite3.SQLITE_IOERR_WRITE, StoreOutcomeUnknown),
         (sqlite3.SQLITE_IOERR_READ, StoreOutcomeUnknown),
         (sqlite3.SQLITE_CONSTRAINT_UNIQUE, StoreRejected),

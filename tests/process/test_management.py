@@ -293,7 +293,8 @@ def test_an_outbox_that_cannot_store_refuses_actions_and_brings_nothing_down(ser
     running.ready()
     letters = running.management.get("/debug/deadletters").json()["items"]
     assert {letter["reason"] for letter in letters} == {"expired"}
-    assert "Submit" in {letter["message_type"] for letter in letters}
+    traces = {letter["message_type"]: letter["trace_id"] for letter in letters}
+    assert traces["Submit"] == answer.result().json()["request_id"]
     assert SECRET not in json.dumps(letters)
     assert running.named("actor.crashed") == []
     log += whole_life(running.api)

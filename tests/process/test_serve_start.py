@@ -420,6 +420,31 @@ def test_f24_f25_a_database_that_is_not_ours_or_not_whole_is_69_and_stays_as_it_
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", DATABASES)
+def test_damage_under_a_running_process_ends_it_with_the_sentence(serve: Starter, name: str) -> None:
+    """It must not flap between unwritable and writable for ever."""
+    running = serve().ready()
+    running.event("consumer.connected")
+    whole_life(running.api)
+    settle(running.data_dir)
+    path = running.data_dir / name
+    with closing(sqlite3.connect(path, isolation_level=None)) as outsider:
+        pages = {page for (page,) in outsider.execute("SELECT rootpage FROM sqlite_schema WHERE rootpage > 1")}
+        outsider.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+        with path.open("r+b") as file:
+            for page in pages:
+                file.seek((page - 1) * 4096)
+                file.write(b"\xff" * 4096)
+        outsider.execute("PRAGMA user_version = 1")  # a commit from outside: what the process has cached is void
+
+    running.api.post("/payments", payment(), key="one-more")
+
+    assert running.end() not in {0, None}
+    last = running.events()[-1]
+    assert last["event"] == "process.ended"
+    assert "is damaged; it was left as it is" in json.dumps(last)
+
+
 def test_each_database_in_place_of_the_other_is_69(serve: Starter, used: Path) -> None:
     folder = used
     (folder / "payments.db").rename(folder / "x")

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from payflow.actor import Actor
+from payflow.actors.consumer import GENERATIONS_AN_INSTANCE, Consumer
 from payflow.actors.outbox import Outbox
 from payflow.actors.publisher import Publisher
 from payflow.core.lanes import Lane
 from payflow.core.ledger import Booking, Delivery
 from payflow.core.outbox import PendingRow, PublishedRow, Write
 from payflow.errors import BrokerUnavailable, PayflowError, ProducerBroken
-from payflow.messages import Poll
+from payflow.mailbox import Envelope
+from payflow.messages import Fetched, Poll
 
 _A = TypeVar("_A", bound=Actor)
 
@@ -34,7 +36,8 @@ class SameProducer(Publisher):
     """After an unknown outcome the rows are sent again by the producer that may still hold them."""
 
     def _settle(self, lane: Lane, rows: Any, appended: tuple[int, int], error: PayflowError | None) -> None:
-        super()._settle(lane, rows, appended, BrokerUnavailable(str(error)) if isinstance(error, ProducerBroken) else error)
+        harmless = BrokerUnavailable(str(error)) if isinstance(error, ProducerBroken) else error
+        super()._settle(lane, rows, appended, harmless)
 
 
 class NoWake(Outbox):
@@ -52,11 +55,18 @@ class NoPoll(Publisher):
             await super().handle(message)
 
 
-class NoFence(Outbox):
-    """A mark that comes late, for a broker that is gone, counts for the rows that were put back meanwhile."""
+class NoFence(Consumer):
+    """What a crashed instance had fetched is booked by the next one, and its position passes what was lost with it.
 
-    def _current(self, write: Write) -> Write:
-        return write
+    The product had this bug; the simulation found it (seed 2184 of its first plans).
+    """
+
+    async def handle_batch(self, batch: Sequence[Envelope]) -> None:
+        for envelope in batch:
+            if isinstance(fetched := envelope.payload, Fetched):
+                own = self.ctx.instance * GENERATIONS_AN_INSTANCE + fetched.generation % GENERATIONS_AN_INSTANCE
+                envelope.payload = Fetched(own, fetched.records)
+        await super().handle_batch(batch)
 
 
 class PositionFirst:
@@ -76,12 +86,12 @@ class PositionFirst:
 
 @dataclass(frozen=True)
 class Bug:
-    """`actors` stand in for the product's classes they derive from; `ledger` wraps the consumer's port."""
+    """`actors` stand in for the product's classes they derive from; `wrap_ledger` is around the consumer's port."""
 
     name: str
     seed: int
     actors: tuple[type[Actor], ...] = ()
-    ledger: Any = staticmethod(lambda port: port)
+    wrap_ledger: Any = None
 
     def plant(self, actor: _A) -> _A:
         """The actor, or what stands in for it."""
@@ -90,13 +100,17 @@ class Bug:
                 actor.__class__ = planted
         return actor
 
+    def ledger(self, port: Any) -> Any:
+        """The port, or what is around it."""
+        return port if self.wrap_ledger is None else self.wrap_ledger(port)
+
 
 NONE = Bug("none", 0)
 BUGS = {
     bug.name: bug
     for bug in (
         Bug("early-mark", 1, (EarlyMark,)),
-        Bug("commit-before-ledger", 1, ledger=PositionFirst),
+        Bug("commit-before-ledger", 1, wrap_ledger=PositionFirst),
         Bug("same-producer", 1, (SameProducer,)),
         Bug("lost-wake-up", 1, (NoWake, NoPoll)),
         Bug("missing-fence", 1, (NoFence,)),

@@ -23,6 +23,7 @@ from tests.support.payment_writes import ROUTES
 SECRET = "Mrs Miller's order"
 MERCHANT = "m-1"
 RETRY_S = 1.0
+LAST_PAYMENTS_AT_MOST = 60
 
 
 class Disconnected(Exception):
@@ -47,7 +48,6 @@ class Clients:
         self.violated = violated
         self.answers: list[Answer] = []
         self.payments: list[tuple[bytes, int]] = []
-        self._scopes = 0
 
     async def run(self, number: int, steps: int) -> None:
         """One client, from its first request to its last answer."""
@@ -60,6 +60,16 @@ class Clients:
                     key = f"k-{number}-{step}-{index}"
                     command = self._command(chance)
                     group.create_task(self._until_known(key, command, self.outside.stream(key)))
+
+    async def pay_at_last(self, at_rest: Callable[[], bool]) -> None:
+        """When all is well again: a breaker that is half open closes only by real payments, so there are some."""
+        chance = self.outside.stream("at-last")
+        for index in range(LAST_PAYMENTS_AT_MOST):
+            command = Authorize(MERCHANT, 700, "EUR", None, SECRET, {})
+            await self._until_known(f"k-last-{index}", command, chance)
+            await asyncio.sleep(0.5 + chance.random())
+            if index and at_rest():
+                return
 
     def _command(self, chance: random.Random) -> Command:
         if not self.payments or chance.random() < 0.45:

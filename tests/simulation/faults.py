@@ -20,6 +20,7 @@ SPELLS: dict[str, tuple[tuple[str, float, float], ...]] = {
     "append refused": (("append_refused", 0.2, 1.0), ("connect_refused", 0.0, 1.0)),
     "append slow": (("append_slow_s", 0.2, 8.0),),
     "append hung": (("append_hangs", 0.2, 1.0),),
+    "record rejected": (("record_rejected", 0.05, 0.3),),
     "answer lost": (("answer_lost", 0.2, 1.0),),
     "partition down": (("partition_down", 0.0, 6.0),),
     "connect slow": (("connect_slow_s", 1.0, 20.0), ("append_refused", 0.3, 1.0)),
@@ -114,10 +115,11 @@ class Fault:
 
 
 def plan(chance: random.Random, *, until_s: float) -> list[Fault]:
-    """Two to nine faults, half of them weather; several may be at once, which is where it gets interesting."""
+    """Two to nine faults, half of them weather, around few moments: where several meet it gets interesting."""
     faults = []
+    moments = [chance.random() * until_s for _ in range(chance.randrange(1, 4))]
     for _ in range(chance.randrange(2, 10)):
-        at_s = chance.random() * until_s
+        at_s = chance.choice(moments) + 2.0 * chance.random()
         if chance.random() < 0.5:
             name = chance.choice(list(SPELLS))
             values = tuple((key, low + (high - low) * chance.random() ** 1.5) for key, low, high in SPELLS[name])

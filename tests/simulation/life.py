@@ -55,10 +55,11 @@ class SeededIds:
 class Outside:
     """See the head of the module. Each use of chance has a stream of its own, so that faults do not move payments."""
 
-    def __init__(self, seed: int, bug: Bug, seen: Callable[[Any], None]) -> None:
+    def __init__(self, seed: int, bug: Bug, seen: Callable[[Any], None], passed: Callable[..., None]) -> None:
         self.loop = asyncio.get_running_loop()
         assert isinstance(self.loop, SimLoop)
         self.seed = seed
+        self.passed = passed
         self.bug = bug
         shape = self.stream("shape")
         self.draw = self.stream("chance").random
@@ -166,9 +167,19 @@ class Life(Pipeline):
         if self.outside.weather.happens("kills", self.draw):
             self._kill()
         if self.outside.weather.happens("stuck", self.draw):
-            self.note("port.stuck", actor=actor_id, where=where)
-            await asyncio.sleep(45 * self.draw())
+            await self._stuck(actor_id, where)
         await asyncio.sleep(STEP_S * self.draw())
+
+    async def _stuck(self, actor_id: str, where: str) -> None:
+        """A call that does not return for long; some do not even obey a cancellation, as a thread does not."""
+        stubborn = self.draw() < 0.4
+        self.note("port.stuck", actor=actor_id, where=where, stubborn=stubborn)
+        try:
+            await asyncio.sleep(45 * self.draw())
+        except asyncio.CancelledError:
+            if stubborn and self.alive:
+                await asyncio.sleep(12 * self.draw())
+            raise
 
     def happens(self, name: str) -> bool:
         return self.outside.weather.happens(name, self.draw)

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from contextvars import Context, ContextVar
 from typing import Any
 
-from tests.support.virtual_loop import VirtualLoop
+from tests.support.virtual_loop import Deadlock, VirtualLoop
 
 LIFE: ContextVar[object | None] = ContextVar("life", default=None)
 
@@ -43,15 +43,22 @@ class SimTask(asyncio.Task):  # type: ignore[type-arg]
 
 
 class SimLoop(VirtualLoop):
-    """See the head of the module."""
+    """See the head of the module. Nothing comes from outside, so the selector is not asked: time jumps at once."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         super().__init__()
+        self._selector.select = self._jump  # type: ignore[attr-defined]
         self.set_task_factory(self._make_task)
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> SimTask:
         return SimTask(next(self._numbers), coro, loop=loop, **options)
+
+    def _jump(self, timeout: float | None = None) -> list[object]:
+        if timeout is None:
+            raise Deadlock(f"nothing can run: {sorted(task.get_name() for task in asyncio.all_tasks(self))}")
+        self.virtual_now += timeout
+        return []
 
     def create_future(self) -> SimFuture:
         return SimFuture(next(self._numbers), self)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
+from typing import TYPE_CHECKING
 
-from payflow.errors import BrokerUnavailable, LaneUnavailable, ProducerBroken
+from payflow.errors import BrokerUnavailable, LaneUnavailable, PayflowError, ProducerBroken, RecordRejected
 from payflow.ports import LogInfo, LogRecord, Record
 from tests.fakes.event_log import EventLogFake, MemoryLog, RecordSourceFake
-from tests.simulation.life import Life, Outside
 from tests.support.pipeline import TOPIC
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life, Outside
 
 LATE_AT_MOST_S = 25.0
 OWN_SOURCE = ("ce_source", b"/payflow")
@@ -29,6 +32,7 @@ class Wire(MemoryLog):
         self._outside = outside
         self._seen = seen
         self.in_flight = 0
+        self.parked: set[bytes | None] = set()  # keys of which a record was refused for ever
 
     async def append(self, topic: str, partition: int, records: Sequence[LogRecord]) -> tuple[int, int]:
         weather, draw = self._outside.weather, self._outside.draw
@@ -36,7 +40,9 @@ class Wire(MemoryLog):
         try:
             slow_s = weather.amount("append_slow_s") * draw()
             fails = weather.happens("append_refused", draw) or partition in weather.down(self.partitions)
+            error: type[PayflowError] | None
             error = (BrokerUnavailable, LaneUnavailable, ProducerBroken)[int(3 * draw() ** 2)] if fails else None
+            error = RecordRejected if topic == TOPIC and weather.happens("record_rejected", draw) else error
             hangs, lost = weather.happens("append_hangs", draw), weather.happens("answer_lost", draw)
             try:
                 await asyncio.sleep(0.002 + 0.01 * draw() + slow_s)
@@ -48,6 +54,8 @@ class Wire(MemoryLog):
                 raise
             if error is not None:
                 self._outside.note("log.refused", partition=partition, error=error.__name__)
+                if error is RecordRejected:
+                    self.parked.add(records[0].key)
                 raise error("the weather")
             taken = await super().append(topic, partition, records)
             await asyncio.sleep(0.002 + 0.01 * draw() + slow_s)

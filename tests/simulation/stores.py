@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from payflow.core.ledger import Booking, CurrencyBalance, Delivery
 from payflow.core.outbox import Outcome, PendingRow, Submit, Write
 from payflow.errors import StoreBusy, StoreOutcomeUnknown, StoreUnavailable
-from tests.simulation.life import Life
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life
 
 _T = TypeVar("_T")
 
@@ -128,4 +130,16 @@ class LedgerPort(_Transactions):
 
     async def book(self, deliveries: Sequence[Delivery], **place: Any) -> Booking:
         self._life.note("ledger.book", events=len(deliveries), positions=dict(place["positions"]))
-        return await self._transaction("book", lambda: self._life.outside.ledger.book(deliveries, **place))
+        booking = await self._transaction("book", lambda: self._book(deliveries, **place))
+        self._life.note(
+            "ledger.booked", booked=len(booking.booked), twice=booking.duplicates, held=booking.held,
+            refused=len(booking.refused),
+        )  # fmt: skip
+        return booking
+
+    async def _book(self, deliveries: Sequence[Delivery], **place: Any) -> Booking:
+        ledger, source_id = self._life.outside.ledger, place["source_id"]
+        before = await ledger.positions(source_id, place["topic"])
+        booking = await ledger.book(deliveries, **place)
+        self._life.outside.passed(source_id, before, await ledger.positions(source_id, place["topic"]))
+        return booking

@@ -11,7 +11,8 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 
-from payflow.errors import ActorStopped, StartFailed
+from payflow.core.outbox import Requeue, RowState
+from payflow.errors import ActorStopped, MailboxClosed, MailboxFull, StartFailed
 from tests.simulation import faults
 from tests.simulation.bugs import NONE, Bug
 from tests.simulation.clients import Clients
@@ -20,10 +21,10 @@ from tests.simulation.invariants import Promises
 from tests.simulation.life import Life, Outside
 from tests.simulation.loop import LIFE, SimLoop
 
-FAULTS_UNTIL_S = 25.0
-# After the last fault: a breaker, a delivery deadline, the longest backoffs and a mark that was late, one after another.
+FAULTS_UNTIL_S = 10.0
+# After the last fault: a breaker, a delivery deadline, the longest backoffs and a late mark, one after another.
 PATIENCE_S = 300.0
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.5
 LIVES_AT_MOST = 400
 
 
@@ -32,16 +33,24 @@ class Result:
     """What came of a run."""
 
     seed: int
+    bug: str
     broken: tuple[str, ...]
     history: History
     payments: int
     lives: int
     ended_at_s: float
 
+    def summary(self) -> str:
+        """What broke, or that nothing did, and how to see it again."""
+        planted = f" --bug {self.bug}" if self.bug != NONE.name else ""
+        again = f"python -m tests.simulation --seed {self.seed}{planted} --verbose"
+        verdict = "\n".join(self.broken) or "every promise held"
+        size = f"{len(self.history)} events, {self.payments} steps of payments, {self.lives} lives of the process"
+        return f"{verdict}\nseed {self.seed}: {size}, {self.ended_at_s:.1f} s, {self.history.digest()}\n{again}"
+
     def report(self) -> str:
-        """For whoever reads a failing run."""
-        again = f"python -m tests.simulation --seed {self.seed}"
-        return "\n".join([self.history.tail(), *self.broken, f"seed {self.seed}: {again}"])
+        """For whoever reads a failing run: its last hundred events, and what broke."""
+        return f"{self.history.tail()}\n{self.summary()}"
 
 
 class World:
@@ -49,7 +58,9 @@ class World:
 
     def __init__(self, seed: int, bug: Bug) -> None:
         self.promises = Promises()
-        self.outside = self.promises.outside = Outside(seed, bug, self.promises.written)
+        self.outside = self.promises.outside = Outside(
+            seed, bug, self.promises.written, self.promises.passed
+        )
         self.life: Life | None = None
         self.clients = Clients(self.outside, lambda: self.life, self.promises.violated)
         self._chance = self.outside.stream("world")
@@ -62,11 +73,12 @@ class World:
         plan = faults.plan(outside.stream("plan"), until_s=FAULTS_UNTIL_S)
         playing = [asyncio.create_task(faults.play(self, f, outside.stream(f"fault-{i}"))) for i, f in enumerate(plan)]
         count = self._chance.randrange(2, 5)
-        calling = [asyncio.create_task(self.clients.run(n, self._chance.randrange(3, 10))) for n in range(count)]
+        calling = [asyncio.create_task(self.clients.run(n, self._chance.randrange(4, 12))) for n in range(count)]
         try:
             if await self._until(lambda: all(task.done() for task in playing), within_s=PATIENCE_S):
                 outside.weather.clear()
                 outside.note("world.is_whole")
+                calling.append(asyncio.create_task(self.clients.pay_at_last(self._at_rest)))
                 await self._until(lambda: all(task.done() for task in calling), within_s=PATIENCE_S)
                 await self._until(self._at_rest, within_s=PATIENCE_S)
             if not promises.broken:
@@ -79,9 +91,8 @@ class World:
         finally:
             await self._end([keeper, *playing, *calling, *self._tasks])
         rows = len(outside.store._data.rows)
-        return Result(
-            outside.seed, tuple(promises.broken), outside.history, rows, self._lives, outside.loop.time()
-        )
+        broken, ended_at_s = tuple(promises.broken), outside.loop.time()
+        return Result(outside.seed, outside.bug.name, broken, outside.history, rows, self._lives, ended_at_s)
 
     def _at_rest(self) -> bool:
         life = self.life
@@ -102,7 +113,17 @@ class World:
             await asyncio.sleep(LOOK_EVERY_S)
             if self.life is not None:
                 self.promises.bounds(self.life)
+                self._operator(self.life)
         return True
+
+    def _operator(self, life: Life) -> None:
+        """Parked rows wait for a person. Here is one, when the weather is over."""
+        rows = self.outside.store._data.rows.values()
+        parked = tuple(row.seq for row in rows if row.state is RowState.PARKED)
+        if parked and not self.outside.weather.amount("record_rejected"):
+            with suppress(MailboxFull, MailboxClosed):
+                life.ref("outbox").tell(Requeue(parked))
+                self.outside.note("operator.requeues", rows=len(parked))
 
     async def _ends_well(self, keeper: asyncio.Task[None]) -> None:
         """The last life ends by SIGTERM, with nothing left behind."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from payflow.core.outbox import Unpublish
-from payflow.errors import BrokerUnavailable, LaneUnavailable, StoreBusy, StoreUnavailable
+from payflow.errors import BrokerUnavailable, LaneUnavailable, StoreBusy, StoreDamaged, StoreUnavailable
 from payflow.messages import BrokerMoved, Reconnect, Tick
 from tests.support.consumer_bench import GARBAGE, ConsumerWorld, event_record, world
 from tests.support.pipeline import DEAD_LETTERS, TOPIC
@@ -89,6 +89,19 @@ async def test_nothing_is_fetched_while_the_ledger_is_locked() -> None:
         await advance(30.0)
 
         assert (await w.look()).waiting_records <= 30
+
+
+@virtual
+async def test_a_damaged_ledger_is_a_crash_and_is_not_waited_for() -> None:
+    """The next instance opens the file, which refuses it, or it was not damaged after all."""
+    async with world() as w:
+        w.ledger.failures.append(StoreDamaged("malformed"))
+        await w.put(event_record(1))
+        await advance(5.0)
+
+        assert 1 == len(w.events.of("actor.crashed"))
+        assert [] == w.events.of("consumer.ledger_unavailable")
+        assert {0: 1} == await w.positions()
 
 
 @virtual

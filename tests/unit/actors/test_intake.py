@@ -86,6 +86,18 @@ async def test_sheds_from_seven_eighths_of_the_outbox_and_queues_nothing() -> No
 
 
 @virtual
+async def test_the_request_id_goes_along_as_the_trace() -> None:
+    async with world() as w:
+        w.stall(depth=0)
+        asking = asyncio.create_task(w.service.submit(submit(authorize()), request_id="request-7"))
+        await settle()
+
+        assert ["request-7"] == [message.trace_id for message in w.system.peek("outbox", 10)]
+        w.system.resume("outbox", by="test")
+        await asking
+
+
+@virtual
 async def test_admits_just_below_seven_eighths() -> None:
     async with world() as w:
         w.stall(depth=55)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from payflow.actors.management import Act, Management
-from payflow.core.outbox import Audit, Done
+from payflow.actors.management import Act, Management, PutBack
+from payflow.core.outbox import Audit, Done, Requeue
 from payflow.errors import PayflowError, StoreUnavailable
 from payflow.mailbox import Overflow
 from payflow.supervisor import ActorState
@@ -124,3 +124,36 @@ async def test_site_is_bound_first_and_stopped_last() -> None:
     async with world() as w:
         assert [8080] == w.ports
     assert ["start", "stop"] == w.front.calls
+
+
+# ------------------------------------------------------------------ rows of the outbox
+@virtual
+async def test_rows_are_put_back_after_that_was_audited() -> None:
+    async with world() as w:
+        w.answers["outbox"] = lambda message: Done(2)
+
+        answer = await w.system.ref("management").ask(PutBack((3, 5, 8), "ann", "why"), timeout_s=30.0)
+
+        audit, requeue = w.heard["outbox"]
+        assert isinstance(audit, Audit)
+        assert ("ann", "requeue", "outbox", "why", '{"seqs":[3,5,8]}') == (
+            audit.actor,
+            audit.action,
+            audit.target,
+            audit.reason,
+            audit.detail,
+        )
+        assert Requeue((3, 5, 8)) == requeue
+        assert {"action": "requeue", "by": "ann", "asked": 3, "requeued": 2} == answer
+
+
+@virtual
+async def test_rows_whose_audit_is_refused_stay_where_they_are() -> None:
+    async with world() as w:
+        w.answers["outbox"] = lambda message: StoreUnavailable("no disk")
+
+        answer = await w.system.ref("management").ask(PutBack((3,), "ann", "why"), timeout_s=30.0)
+
+        assert isinstance(answer, PayflowError)
+        assert [Audit] == [type(message) for message in w.heard["outbox"]]
+        assert [event["action"] for event in w.events.of("management.not_acted")] == ["requeue"]

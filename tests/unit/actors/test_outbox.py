@@ -24,7 +24,15 @@ from payflow.core.outbox import (
     Unpublish,
 )
 from payflow.core.payment import Capture
-from payflow.errors import OutcomeUnknown, StoreBusy, StoreOutcomeUnknown, StoreRejected, StoreUnavailable
+from payflow.errors import (
+    ActorCrashed,
+    OutcomeUnknown,
+    StoreBusy,
+    StoreDamaged,
+    StoreOutcomeUnknown,
+    StoreRejected,
+    StoreUnavailable,
+)
 from payflow.mailbox import Overflow
 from payflow.messages import BrokerMoved, Rewind, Tick, Wake, WhereIsKafka
 from payflow.supervisor import Batch
@@ -95,18 +103,22 @@ async def test_everything_that_waits_shares_one_transaction() -> None:
 
 @virtual
 async def test_who_was_answered_is_in_the_next_group_again() -> None:
-    """Eight clients that write again when they are answered: no group is the half that came during a commit."""
+    """Four clients write while the group of four others is committed; from then on they are one group of eight."""
     async with world() as w:
+        w.store.delay_s = 0.01
 
-        async def client() -> None:
+        async def client(number: int) -> None:
+            await asyncio.sleep(0.005 * (number % 2))
             for _ in range(5):
                 await w.outbox.ask(submit(authorize()), timeout_s=1.0)
+                for _ in range(3):  # the turns that an answer and the next request take to the client and back
+                    await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as clients:
-            for _ in range(8):
-                clients.create_task(client())
+            for number in range(8):
+                clients.create_task(client(number))
 
-        assert [8] * 5 == [len(group) for group in w.store.groups]
+        assert [4, 8, 8, 8, 8, 4] == [len(group) for group in w.store.groups]
 
 
 @virtual
@@ -191,6 +203,19 @@ async def test_unknown_outcome_is_said_to_all_and_the_file_is_opened_anew() -> N
         assert [OutcomeUnknown] * 3 == [type(outcome) for outcome in outcomes]
         assert 2 == w.store.opened
         assert w.store.is_open
+
+
+@virtual
+async def test_damage_is_a_crash_and_is_not_waited_for() -> None:
+    async with world() as w:
+        w.store.fail_next.append(StoreDamaged("malformed"))
+
+        (outcome,) = await w.together(submit(authorize()))
+        await settle()
+
+        assert isinstance(outcome, ActorCrashed)
+        assert 2 == w.store.opened
+        assert w.events.of("outbox.unwritable") == []
 
 
 @virtual

@@ -14,7 +14,7 @@ from payflow.actor import Actor, ActorRef
 from payflow.errors import DependencyUnavailable, MailboxClosed, RestartIntensityExceeded, StartFailed
 from payflow.mailbox import Overflow
 from payflow.phases import LAST_CHANCE_S
-from payflow.shutdown import DEADLINES_S, PhaseReport, Shutdown, exit_code_of, settle_memory
+from payflow.shutdown import DEADLINES_S, PhaseReport, Shutdown, _root_cause, exit_code_of, settle_memory
 from payflow.supervisor import ChildSpec, Strategy, SupervisorSpec, System
 from tests.support.virtual_loop import VirtualLoop, virtual
 
@@ -458,6 +458,15 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_a_failure_has_its_exit_code(failure: BaseException, code: int) -> None:
     assert exit_code_of(failure) == code
+
+
+def test_errors_that_cause_each_other_do_not_hold_the_end_up() -> None:
+    own, first, second = LookupError("own"), LookupError("first"), OSError("second")
+    own.__cause__ = own
+    first.__cause__, second.__cause__ = second, first
+
+    assert _root_cause(own) == "LookupError: own"
+    assert _root_cause(first) == "OSError: second"
 
 
 def test_memory_is_collected_then_frozen() -> None:
