@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
@@ -74,10 +74,10 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._entered = self._gate.enter()
         if not self._entered:
-            assert isinstance(transport, asyncio.WriteTransport)
             self._force_close = True  # whatever it sends is not looked at
-            transport.write(self._answer(problems.TOO_MANY_CONNECTIONS).unasked())
-            transport.close()
+            surplus = cast("asyncio.WriteTransport", transport)  # uvloop's is one, but does not inherit from it
+            surplus.write(self._answer(problems.TOO_MANY_CONNECTIONS).unasked())
+            surplus.close()
             return
         super().connection_made(transport)
         self._header_timer = self._loop.call_later(self._header_timeout_s, self._close_silent)

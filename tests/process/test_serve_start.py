@@ -479,6 +479,26 @@ def test_the_ledger_alone_can_be_in_the_way(serve: Starter) -> None:
     assert f"process {owner.pid} " in sentence
 
 
+# ------------------------------------------------------------------ limits
+def test_a_connection_too_many_hears_so_and_management_goes_on(serve: Starter) -> None:
+    """On the event loop that is really used."""
+    running = serve(http__max_connections="3").ready()
+    api = ("127.0.0.1", running.event("process.ready")["http_port"])
+    kept = [socket.create_connection(api, timeout=10) for _ in range(3)]
+
+    with closing(socket.create_connection(api, timeout=10)) as surplus:
+        answer = surplus.makefile("rb").read()
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"too-many-connections"' in answer
+    assert running.management.get("/readyz").status == 200
+    assert b'payflow_intake_rejected_total{reason="too-many-connections"}' in running.management.get("/metrics").body
+    for connection in kept:
+        connection.close()
+    running.event("connections.admitted")
+    assert len(running.named("connections.refused")) == 1
+
+
 # ------------------------------------------------------------------ 78
 @pytest.mark.parametrize(
     ("arguments", "env", "said"),

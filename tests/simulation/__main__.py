@@ -7,7 +7,7 @@ import itertools
 import sys
 import time
 
-from tests.simulation.bugs import BUGS, NONE
+from tests.simulation.bugs import BUGS, NONE, Bug
 from tests.simulation.world import simulate
 
 SAY_EVERY_S = 10.0
@@ -38,11 +38,11 @@ def main() -> int:
     return 1 if result.broken else 0
 
 
-def forever(first: int, bug: object) -> int:
+def forever(first: int, bug: Bug) -> int:
     """One line now and then; the first broken promise ends it."""
     began_at = said_at = time.monotonic()
     for seed in itertools.count(first):
-        result = simulate(seed, bug)  # type: ignore[arg-type]
+        result = simulate(seed, bug)
         if result.broken:
             print(result.report())
             return 1

@@ -58,7 +58,7 @@ class NoPoll(Publisher):
 class NoFence(Consumer):
     """What a crashed instance had fetched is booked by the next one, and its position passes what was lost with it.
 
-    The product had this bug; the simulation found it (seed 2184 of its first plans).
+    The product had this bug, and the simulation found it.
     """
 
     async def handle_batch(self, batch: Sequence[Envelope]) -> None:
@@ -109,10 +109,10 @@ NONE = Bug("none", 0)
 BUGS = {
     bug.name: bug
     for bug in (
-        Bug("early-mark", 1, (EarlyMark,)),
+        Bug("early-mark", 23, (EarlyMark,)),
         Bug("commit-before-ledger", 1, wrap_ledger=PositionFirst),
-        Bug("same-producer", 1, (SameProducer,)),
+        Bug("same-producer", 25, (SameProducer,)),
         Bug("lost-wake-up", 1, (NoWake, NoPoll)),
-        Bug("missing-fence", 1, (NoFence,)),
+        Bug("missing-fence", 3545, (NoFence,)),
     )
 }

@@ -31,40 +31,35 @@ class Wire(MemoryLog):
         super().__init__("cluster-1", partitions=partitions)
         self._outside = outside
         self._seen = seen
-        self.in_flight = 0
         self.parked: set[bytes | None] = set()  # keys of which a record was refused for ever
 
     async def append(self, topic: str, partition: int, records: Sequence[LogRecord]) -> tuple[int, int]:
         weather, draw = self._outside.weather, self._outside.draw
-        self.in_flight += 1
+        slow_s = weather.amount("append_slow_s") * draw()
+        fails = weather.happens("append_refused", draw) or partition in weather.down(self.partitions)
+        error: type[PayflowError] | None
+        error = (BrokerUnavailable, LaneUnavailable, ProducerBroken)[int(3 * draw() ** 2)] if fails else None
+        error = RecordRejected if topic == TOPIC and weather.happens("record_rejected", draw) else error
+        hangs, lost = weather.happens("append_hangs", draw), weather.happens("answer_lost", draw)
         try:
-            slow_s = weather.amount("append_slow_s") * draw()
-            fails = weather.happens("append_refused", draw) or partition in weather.down(self.partitions)
-            error: type[PayflowError] | None
-            error = (BrokerUnavailable, LaneUnavailable, ProducerBroken)[int(3 * draw() ** 2)] if fails else None
-            error = RecordRejected if topic == TOPIC and weather.happens("record_rejected", draw) else error
-            hangs, lost = weather.happens("append_hangs", draw), weather.happens("answer_lost", draw)
-            try:
-                await asyncio.sleep(0.002 + 0.01 * draw() + slow_s)
-                if hangs:
-                    self._outside.note("log.hangs", partition=partition, records=len(records))
-                    await asyncio.get_running_loop().create_future()
-            except asyncio.CancelledError:
-                self._in_socket(topic, partition, records)
-                raise
-            if error is not None:
-                self._outside.note("log.refused", partition=partition, error=error.__name__)
-                if error is RecordRejected:
-                    self.parked.add(records[0].key)
-                raise error("the weather")
-            taken = await super().append(topic, partition, records)
             await asyncio.sleep(0.002 + 0.01 * draw() + slow_s)
-            if lost:
-                self._outside.note("log.answer_lost", partition=partition, records=taken[0])
-                raise (BrokerUnavailable if draw() < 0.5 else ProducerBroken)("the answer was lost")
-            return taken
-        finally:
-            self.in_flight -= 1
+            if hangs:
+                self._outside.note("log.hangs", partition=partition, records=len(records))
+                await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self._in_socket(topic, partition, records)
+            raise
+        if error is not None:
+            self._outside.note("log.refused", partition=partition, error=error.__name__)
+            if error is RecordRejected:
+                self.parked.add(records[0].key)
+            raise error("the weather")
+        taken = await super().append(topic, partition, records)
+        await asyncio.sleep(0.002 + 0.01 * draw() + slow_s)
+        if lost:
+            self._outside.note("log.answer_lost", partition=partition, records=taken[0])
+            raise (BrokerUnavailable if draw() < 0.5 else ProducerBroken)("the answer was lost")
+        return taken
 
     def _in_socket(self, topic: str, partition: int, records: Sequence[LogRecord]) -> None:
         """The sender is gone; the network decides what becomes of it."""

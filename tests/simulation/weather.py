@@ -14,7 +14,6 @@ class Weather:
 
     def __init__(self) -> None:
         self._now: dict[str, list[float]] = {}
-        self._down: list[int] = []
 
     def add(self, name: str, value: float) -> None:
         """From now on."""

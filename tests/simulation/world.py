@@ -7,6 +7,7 @@ the faults are over, every client knows, everything committed is booked, and the
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -101,9 +102,9 @@ class World:
         running = all(slot.state.value == "running" for slot in life.system._slots.values())
         return running and life.guard.state.value == "CLOSED"
 
-    async def _until(self, holds: object, *, within_s: float) -> bool:
+    async def _until(self, holds: Callable[[], bool], *, within_s: float) -> bool:
         deadline = self.outside.loop.time() + within_s
-        while not holds():  # type: ignore[operator]
+        while not holds():
             if self.promises.broken:
                 return False
             if self.outside.loop.time() > deadline:
@@ -204,14 +205,14 @@ class World:
         if self.life is not None and not self.life.ended.done():
             self.life.spawn(self.life.shut_down())
 
-    def _soon(self, act: object) -> None:
+    def _soon(self, act: Callable[[Life], None]) -> None:
         life, turns = self.life, int(6 * self._chance.random())
 
         async def later() -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
             if life is not None and life.alive:
-                act(life)  # type: ignore[operator]
+                act(life)
 
         task = asyncio.get_running_loop().create_task(later(), context=Context())
         self._tasks.add(task)
@@ -220,9 +221,8 @@ class World:
 
 def simulate(seed: int, bug: Bug = NONE) -> Result:
     """Run one seed."""
-    with asyncio.Runner(loop_factory=SimLoop, debug=False) as runner, suppress(asyncio.CancelledError):
+    with asyncio.Runner(loop_factory=SimLoop, debug=False) as runner:
         return runner.run(_simulate(seed, bug))
-    raise AssertionError("the run was cancelled from inside")
 
 
 async def _simulate(seed: int, bug: Bug) -> Result:
