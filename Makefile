@@ -6,7 +6,7 @@ ARGS   ?=
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt lock bench clean
+.PHONY: help run test lint fmt lock sim bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z][a-zA-Z_-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lock: $(VENV)/dev.stamp ## Write the lock files anew from pyproject.toml
 	  set -- $$target; out=$$1; shift; \
 	  $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe --output-file $$out "$$@" pyproject.toml; \
 	done
+
+sim: $(VENV)/dev.stamp ## Replay one seed of the simulation (SEED=17), or run new seeds until interrupted
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--forever) $(ARGS)
 
 bench: $(VENV)/dev.stamp ## Measure and print each figure beside its target
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -26,7 +26,8 @@ COMPOSITION = {"app", "figures", "health", "inspector", "telemetry", "metrics"}
 
 # Parts that actors are made of: no Actor in them, so an actor may import them.
 ACTOR_PARTS = {
-    f"payflow.actors.{name}" for name in ("auditor", "consumer_values", "dead_letters", "lag", "producers", "records", "storing")
+    f"payflow.actors.{name}"
+    for name in ("auditor", "consumer_values", "dead_letters", "lag", "producers", "records", "storing")
 }  # fmt: skip
 
 # layer -> (layers of payflow it may import, foreign packages it may import)

@@ -52,7 +52,7 @@ class Service:
     def __init__(self) -> None:
         self.accepted = Accepted(bytes(16), 1, ANSWER, created=True, replayed=False)
 
-    async def submit(self, request: Submit) -> Accepted:
+    async def submit(self, request: Submit, *, request_id: str) -> Accepted:
         return self.accepted
 
 

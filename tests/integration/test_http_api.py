@@ -336,3 +336,9 @@ async def test_64_equal_requests_at_once_make_one_payment(api: Api) -> None:
     assert len({reply.body for reply in replies}) == 1
     assert sum(reply.header("Idempotent-Replayed") is None for reply in replies) == 1
     assert api.service.count == 1
+
+
+async def test_the_service_hears_the_id_that_the_client_is_told(api: Api, client: Client) -> None:
+    reply = await client.post("/payments", BODY)
+
+    assert api.service.request_ids == [reply.header("Request-Id")]

@@ -24,6 +24,10 @@ LATE_AT_MOST_S = 25.0
 OWN_SOURCE = ("ce_source", b"/payflow")
 
 
+def _short(key: bytes | None) -> str:
+    return (key or b"-")[-6:].decode()
+
+
 class Wire(MemoryLog):
     """The broker. `seen` hears of every record that is written for the first time as itself, not as a copy."""
 
@@ -76,7 +80,7 @@ class Wire(MemoryLog):
 
     def _write(self, topic: str, partition: int, records: Sequence[LogRecord]) -> int:
         weather, outside = self._outside.weather, self._outside
-        outside.note("log.written", topic=topic, partition=partition, keys=[(r.key or b"")[-6:] for r in records])
+        outside.note("log.written", topic=topic, partition=partition, keys=[_short(r.key) for r in records])
         if topic == TOPIC:
             for record in records:
                 self._seen(record)
