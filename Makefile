@@ -41,7 +41,7 @@ fmt: $(VENV)/dev.stamp ## Mend what the linter can mend
 lock: $(VENV)/dev.stamp ## Write the lock files anew from pyproject.toml
 	@for target in "requirements.lock --extra uvloop --extra embedded --extra load --extra build" "requirements-dev.lock --all-extras"; do \
 	  set -- $$target; out=$$1; shift; \
-	  $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe --output-file $$out "$$@" pyproject.toml; \
+	  CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --no-emit-options --strip-extras --allow-unsafe --output-file $$out "$$@" pyproject.toml; \
 	done
 
 sim: $(VENV)/dev.stamp ## Replay one seed of the simulation (SEED=17), or run new seeds until interrupted
