@@ -247,8 +247,7 @@ class PaymentsService(Protocol):
 
     async def submit(self, request: Submit, *, request_id: str) -> Accepted | Refusal:
         """Raises Overloaded (nothing was queued), StoreBusy and StoreUnavailable (nothing was written), OutcomeUnknown
-        (the
-        write may still happen).
+        (the write may still happen).
         """
 
     async def payment(self, payment_id: bytes) -> tuple[Payment, tuple[PaymentEventView, ...]] | None: ...

@@ -269,7 +269,7 @@ class Publisher(Actor):
             rows = self._window.take(lane, len(permits))
             task = self._own(self._sends, self._send(lane, rows, permits), name=f"send-{lane.partition}")
             # Also of a task that was cancelled, even before its first step: what is not recorded goes back.
-            task.add_done_callback(lambda _, permits=permits: self._give_back(permits))  # type: ignore[misc]
+            task.add_done_callback(partial(self._task_ended, permits))
 
     # ------------------------------------------------------------------ one group
     def _send(self, lane: Lane, rows: Sequence[PendingRow], permits: list[Permit]) -> Coroutine[Any, Any, None]:
@@ -313,6 +313,9 @@ class Publisher(Actor):
             for permit in recorded:
                 self._guard.record(permit, Outcome(kind, took_s))
             self._counters.observe(kind.value, took_s)
+        self._give_back(permits)
+
+    def _task_ended(self, permits: list[Permit], _task: asyncio.Task[None]) -> None:
         self._give_back(permits)
 
     def _give_back(self, permits: list[Permit]) -> None:
